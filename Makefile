@@ -1,0 +1,53 @@
+# Everything runs in its own environment, $(VENV), which the targets make and renew by themselves.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# the published data sets, where a folder of them lies beside the checkout; tests that need them are skipped otherwise
+ifneq ($(wildcard ../shared/data),)
+export FEDOPT_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help setup demo test test-slow check fmt clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the environment, if it is absent or out of date
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "fedopt needs Python 3.11 or newer, $(PYTHON) is not; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ecg]'
+	@touch $@
+
+demo: setup  ## run a small experiment and write its report
+	$(BIN)/fedopt run configs/quickstart.toml
+
+test: check  ## static checks, then all tests but the slow ones
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'
+
+test-slow: setup  ## the slow tests alone
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
+
+check: setup  ## lint, formatting, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+fmt: setup  ## mend formatting and what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, caches and builds; runs are kept
+	rm -rf $(VENV) build dist fedopt.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

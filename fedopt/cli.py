@@ -1,0 +1,256 @@
+"""The command line: run, resume, check, show, list, report, compare, export, replay."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.syntax import Syntax
+from rich.table import Table
+from safetensors.torch import save_file
+
+from fedopt import config as configs
+from fedopt import experiment
+from fedopt.engine.checkpoint import load_checkpoint, newest
+from fedopt.engine.record import named_model
+from fedopt.registry import ConfigError, facts
+from fedopt.report import compare as comparison
+from fedopt.report import html, live, record, trackers
+from fedopt.types import FedoptError
+
+app = typer.Typer(
+    help="Federated learning: simulate it, attack it, compare it, with one small config.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A TOML file; see configs/.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=VALUE", help="Change a key of the config.")]
+
+
+def main() -> None:
+    """Entry point: an error of the user's making is one clear line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    sys.path.insert(0, os.getcwd())  # own rules and attacks beside the config are found by import path
+    try:
+        app()
+    except FedoptError as error:
+        errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from error
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    changes: Changes = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", metavar="a.b=1,2,3", help="Run once for every combination of values.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many consecutive seeds.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")] = False,
+) -> None:
+    """Run an experiment; with --sweep or --seeds, one after another in sub-folders, skipping what is finished."""
+    cells = list(_cells(configs.load(config, changes or []), changes or [], sweep or [], seeds))
+    setups = [experiment.build(configs.load(config, more)) for _, more in cells[:1]]
+    for _, more in cells[1:]:  # a mistake in the last cell is found before the first one runs
+        configs.load(config, more)
+    done = []
+    for number, (folder, more) in enumerate(cells):
+        if len(cells) > 1 and _finished(folder):
+            console.print(f"{folder} is finished already")
+            done.append(folder)
+            continue
+        again = len(cells) > 1 and (folder / "config.toml").exists()
+        setup = setups[0] if number == 0 else experiment.build(configs.load(config, more))
+        _execute(setup, folder, quiet, resume=again)
+        done.append(folder)
+    if len(done) > 1:
+        _compare(done, done[0].parent / "compare.html")
+
+
+@app.command()
+def resume(
+    folder: RunFolder,
+    changes: Changes = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")] = False,
+) -> None:
+    """Continue a run from its newest checkpoint; --set may extend it (run.rounds), not change its numbers."""
+    setup = experiment.build(experiment.stored_config(folder, changes or []))
+    _execute(setup, folder, quiet, resume=True)
+
+
+@app.command()
+def check(config: ConfigFile, changes: Changes = None) -> None:
+    """Check everything that can be known before the first exchange: names, options, data, model, preconditions."""
+    setup = experiment.build(configs.load(config, changes or []))
+    facts_of_run = experiment.describe(setup)
+    console.print(f"[green]ok[/] {config}")
+    for name, value in facts_of_run.items():
+        console.print(f"  {name}: {value}", highlight=False)
+
+
+@app.command()
+def show(config: ConfigFile, changes: Changes = None) -> None:
+    """Print the resolved experiment: the config with its base, changes and defaults."""
+    resolved = configs.load(config, changes or []).to_toml()
+    console.print(Syntax(resolved, "toml", background_color="default") if console.is_terminal else resolved, highlight=False)
+
+
+@app.command("list")
+def list_components(
+    room: Annotated[str | None, typer.Argument(help="Only this section, e.g. aggregator.")] = None,
+) -> None:
+    """Show every component with its options and where it is from."""
+    rooms = {section: registry for section, registry in configs.SECTIONS.items() if section != "strategy.server"}
+    if room is not None and room not in rooms:
+        raise ConfigError(room, f"no such section. Sections: {', '.join(rooms)}")
+    for section, registry in rooms.items():
+        if room not in (None, section):
+            continue
+        table = Table(title=f"[{section}]".replace("[", r"\["), title_justify="left", title_style="bold")
+        for column in ("name", "what it does", "options", "reference"):
+            table.add_column(column, overflow="fold")
+        for name in registry.names():
+            component = registry.get(name)
+            summary = (inspect.getdoc(component) or "").split("\n\n")[0].replace("\n", " ")
+            options = "\n".join(str(option) for option in registry.options(name).values())
+            table.add_row(escape(name), escape(summary), escape(options), escape(facts(component).get("reference", "")))
+        console.print(table)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write the report of a run (finished or not) again."""
+    console.print(html.write(folder))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; one with seed-... inside is a group.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Compare runs: one picture, one table; repeats with other seeds become mean and spread."""
+    _compare(folders, out)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/model.safetensors by default.")] = None,
+) -> None:
+    """Write the model of the newest checkpoint as safetensors that plain torch loads into the same module."""
+    setup = experiment.build(experiment.stored_config(folder))
+    found = newest(folder / "checkpoints")
+    if found is None:
+        raise ConfigError("run.out", f"{folder} has no checkpoint yet")
+    model = setup.strategy.model(setup.problem, load_checkpoint(found).state)
+    if model is None:
+        raise ConfigError("strategy.name", f"'{setup.config.strategy.name}' has no common model to export")
+    target = out or folder / "model.safetensors"
+    save_file(named_model(setup.problem, model), target)
+    console.print(target)
+
+
+@app.command()
+def replay(
+    folder: RunFolder,
+    exchange: Annotated[int, typer.Option(help="Number of the exchange, from 0.")],
+    client: Annotated[int, typer.Option(help="Id of the client.")],
+    debugger: Annotated[bool, typer.Option("--debugger", help="Stop in the debugger where the client starts.")] = False,
+) -> None:
+    """Repeat one client's work of one exchange, alone and eagerly."""
+
+    def before(setup: experiment.Setup, planned: Any) -> None:
+        console.print(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
+        if debugger:
+            breakpoint()  # noqa: T100 - what the option is for
+
+    uplink = experiment.replay(folder, exchange, client, before=before)
+    for name, vector in uplink.vectors.items():
+        console.print(f"  {name}: {vector.numel()} entries, norm {float(vector.norm()):.6g}", highlight=False)
+    for name, value in uplink.metrics.items():
+        console.print(f"  {name}: {float(value):.6g}", highlight=False)
+    console.print(f"  weight: {float(uplink.weight):.6g}", highlight=False)
+
+
+def _cells(
+    config: configs.Config, changes: Sequence[str], sweeps: Sequence[str], seeds: int
+) -> Iterator[tuple[Path, list[str]]]:
+    """Folder and changes of each run."""
+    root = Path(config.run.out or Path("runs") / config.run.name)
+    axes = []
+    for sweep in sweeps:
+        path, equals, values = sweep.partition("=")
+        if not equals or not values:
+            raise ConfigError(sweep, "a sweep has the form section.key=value,value, e.g. optimizer.lr=0.1,0.01")
+        axes.append([f"{path}={value}" for value in _split(values)])
+    for combination in itertools.product(*axes):
+        folder = root / ",".join(combination).replace("/", "_") if combination else root
+        for seed in range(seeds):
+            more = [*changes, *combination]
+            if seeds > 1:
+                more.append(f"run.seed={config.run.seed + seed}")
+            yield (folder / f"seed-{config.run.seed + seed}" if seeds > 1 else folder), more
+
+
+def _split(values: str) -> list[str]:
+    """Values separated by commas that stand outside of brackets and quotes."""
+    parts, depth, quoted = [""], 0, False
+    for character in values:
+        quoted ^= character == '"'
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and not depth and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _finished(folder: Path) -> bool:
+    path = folder / "run.json"
+    return path.exists() and json.loads(path.read_text())["status"] in ("finished", "stopped")
+
+
+def _execute(setup: experiment.Setup, folder: Path, quiet: bool, resume: bool) -> None:
+    config = setup.config
+    title = f"{config.run.name}: {config.strategy.name} on {config.data.name}, {setup.problem.clients} clients"
+    follow = [_TRACKERS[name](folder) for name in config.run.track]
+    try:
+        if quiet:
+            result = experiment.execute(setup, folder, callbacks=follow, resume=resume)
+        else:
+            with live.LiveView(config.run.rounds, title, console) as view:
+                result = experiment.execute(setup, folder, callbacks=[view.update, *follow], resume=resume)
+    finally:
+        for tracker in follow:
+            tracker.close()
+        if (folder / "run.json").exists():
+            path = html.write(folder)
+    if not quiet:
+        console.print(live.summary(record.read(folder)))
+    console.print(f"{result.status}: {result.reason}", highlight=False)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def _compare(folders: Sequence[Path], out: Path) -> None:
+    path, table = comparison.compare(folders, out)
+    console.print(table)
+    console.print(f"comparison: {path}", highlight=False, soft_wrap=True)
+
+
+_TRACKERS = {"tensorboard": trackers.tensorboard, "mlflow": trackers.mlflow}

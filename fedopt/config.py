@@ -1,0 +1,354 @@
+"""The experiment as a document: TOML in, a checked value out.
+
+    [run] [data] [model] [strategy] [participation] [aggregator] [[attack]] [compression] [optimizer] [executor]
+
+A section that names a component holds the component's options beside the name. Everything is checked as a whole before
+anything runs: unknown sections, options and names with the nearest known one, missing options, wrong types.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tomli_w
+
+from fedopt import aggregators, attacks, compression, data, models, optimizers, participation, strategies
+from fedopt.data import partitions
+from fedopt.problem import LOSSES
+from fedopt.registry import ConfigError, Registry, nearest
+
+CLOSED = pydantic.ConfigDict(extra="forbid")
+OPEN = pydantic.ConfigDict(extra="allow")
+
+
+class Stop(pydantic.BaseModel):
+    """Early stopping on a figure of the record."""
+
+    model_config = CLOSED
+    metric: Literal["accuracy", "loss", "g_mean", "macro_f1"] = "accuracy"
+    target: float | None = None
+    """Stop when the metric reaches this value."""
+    patience: int | None = pydantic.Field(None, ge=1)
+    """Stop after so many evaluations without an improvement."""
+    min_delta: float = 0.0
+    """What counts as an improvement."""
+
+
+class Run(pydantic.BaseModel):
+    """What is run and what is kept of it."""
+
+    model_config = CLOSED
+    name: str = "experiment"
+    seed: int = pydantic.Field(1, ge=0)
+    rounds: int = pydantic.Field(100, ge=1)
+    out: str | None = None
+    """The run folder; `runs/<name>` by default."""
+    dtype: Literal["float32", "float64"] = "float32"
+    evaluate_every: int = pydantic.Field(1, ge=1)
+    """Rounds between evaluations on the server; the last round is always evaluated."""
+    evaluate_clients_every: int = pydantic.Field(0, ge=0)
+    """Rounds between evaluations on clients (0: never); needs data.valid_share > 0."""
+    checkpoint_every: int = pydantic.Field(0, ge=0)
+    """Exchanges between checkpoints (0: by time alone)."""
+    checkpoint_seconds: float = pydantic.Field(60.0, gt=0)
+    keep_checkpoints: int = pydantic.Field(2, ge=1)
+    stop: Stop | None = None
+    track: list[Literal["tensorboard", "mlflow"]] = []
+
+
+class Component(pydantic.BaseModel):
+    """A section that names a component; all other keys are the component's options."""
+
+    model_config = OPEN
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Data(Component):
+    """Where the samples come from and how they are spread."""
+
+    name: str = "digits"
+    clients: int | None = pydantic.Field(None, ge=1)
+    partition: Component = Component(name="iid")
+    test_share: float = pydantic.Field(0.2, ge=0, lt=1)
+    valid_share: float = pydantic.Field(0.0, ge=0, lt=1)
+    trial_samples: int = pydantic.Field(0, ge=0)
+
+
+class Model(Component):
+    """The network, its loss, and which of its parameters are learnt."""
+
+    name: str = "mlp"
+    loss: str | None = None
+    """`cross_entropy` for classification and `squares` for regression by default."""
+    trainable: list[str] = ["*"]
+
+
+class Strategy(Component):
+    """The federated method, how clients walk over their data, and the server optimizer."""
+
+    name: str = "fedavg"
+    batch_size: int | None = pydantic.Field(None, ge=0)
+    """Samples per local batch; 0 is the client's whole split at once."""
+    epochs: int | None = pydantic.Field(None, ge=1)
+    steps: int | None = pydantic.Field(None, ge=1)
+    """Local batches per exchange, in place of epochs."""
+    server: Component | None = None
+    """An optimizer; sgd with lr 1 adds the aggregate to the model."""
+
+
+class Attack(Component):
+    """An attack and who carries it out: a share of all clients, a number of them, or a list."""
+
+    share: float | None = pydantic.Field(None, gt=0, le=1)
+    count: int | None = pydantic.Field(None, ge=1)
+    clients: list[int] | None = None
+
+
+class Executor(pydantic.BaseModel):
+    """Where the clients' work runs."""
+
+    model_config = CLOSED
+    name: Literal["stacked", "serial"] = "stacked"
+    memory_mb: float = pydantic.Field(1024.0, gt=0)
+    """Bound on a micro-cohort of the stacked executor."""
+    threads: int = pydantic.Field(1, ge=1)
+
+
+class Config(pydantic.BaseModel):
+    """A whole experiment. Sections that a strategy has no use for stay None."""
+
+    model_config = CLOSED
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    strategy: Strategy = Strategy()
+    participation: Component | None = None
+    aggregator: Component | None = None
+    attack: list[Attack] = []
+    compression: Component = Component(name="none")
+    optimizer: Component | None = None
+    executor: Executor = Executor()
+
+    def to_toml(self) -> str:
+        """The experiment as a file that `load` reads."""
+        return tomli_w.dumps(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Plain dicts, without what is None."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+SECTIONS: dict[str, Registry] = {
+    "data": data.registry,
+    "data.partition": partitions.registry,
+    "model": models.registry,
+    "strategy": strategies.registry,
+    "participation": participation.registry,
+    "aggregator": aggregators.registry,
+    "attack": attacks.registry,
+    "compression": compression.registry,
+    "optimizer": optimizers.registry,
+    "strategy.server": optimizers.registry,
+}
+"""Which room a section's component is looked up in."""
+
+CHANGEABLE = (
+    "run.rounds",
+    "run.evaluate_every",
+    "run.evaluate_clients_every",
+    "run.checkpoint_every",
+    "run.checkpoint_seconds",
+    "run.keep_checkpoints",
+    "run.stop",
+    "run.track",
+    "run.out",
+    "run.name",
+)
+"""What a resumed run may change: nothing that the numbers depend on."""
+
+
+def load(source: str | Path | Mapping[str, Any] | Config, changes: Sequence[str] = ()) -> Config:
+    """A checked config from a TOML file (with one level of `base`), a dict or a Config, and `a.b=value` changes."""
+    if isinstance(source, Config):
+        document = source.document()
+    elif isinstance(source, Mapping):
+        document = json.loads(json.dumps(dict(source)))
+    else:
+        document = read_file(Path(source))
+    for change in changes:
+        path, value = parse_change(change)
+        assign(document, path, value)
+    return check_document(document)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A TOML file merged over its `base`, if it names one (relative to the file)."""
+    document = _toml(path)
+    base = document.pop("base", None)
+    if base is None:
+        return document
+    lower = _toml(path.parent / base)
+    if "base" in lower:
+        raise ConfigError("base", f"{base} has a base of its own; one level is allowed: merge the two files")
+    return merge(lower, document)
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`upper` over `lower`, table by table. A table that names another component replaces the lower one."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("name", old.get("name")) == old.get("name"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_change(change: str) -> tuple[list[str], Any]:
+    """`a.b=value`, the value read as TOML, or as a plain word."""
+    path, equals, text = change.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(change, "a change has the form section.key=value, e.g. optimizer.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return path.strip().split("."), value
+
+
+def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set `document[a][b]... = value`; `attack.0.share` reaches into lists; a new component drops the old options."""
+    here: Any = document
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(here, list):
+            here = here[_index(here, path, depth)]
+        else:
+            if not isinstance(here.get(part, {}), dict | list):
+                here[part] = {"name": here[part]}
+            here = here.setdefault(part, {})
+    last = path[-1]
+    if isinstance(here, list):
+        here[_index(here, path, len(path) - 1)] = value
+        return
+    if last == "name" and path[0] != "run" and here.get("name") not in (None, value):
+        own = {"data": Data, "model": Model, "strategy": Strategy}.get(path[0], Component)
+        for key in [key for key in here if key not in own.model_fields or len(path) > 2]:
+            del here[key]
+    here[last] = value
+
+
+def _index(items: list[Any], path: Sequence[str], depth: int) -> int:
+    if not path[depth].isdigit() or int(path[depth]) >= len(items):
+        raise ConfigError(".".join(path), f"a number below {len(items)} is needed where '{path[depth]}' was given")
+    return int(path[depth])
+
+
+def check_document(document: dict[str, Any]) -> Config:
+    """The document as a Config whose components exist and whose options they accept."""
+    document = _spread(document)
+    try:
+        config = Config.model_validate_json(json.dumps(document), strict=True)
+    except TypeError as error:
+        raise ConfigError("config", f"only numbers, words, lists and tables are allowed: {error}") from None
+    except pydantic.ValidationError as error:
+        raise _first(error) from None
+    for where, component in components(config):
+        SECTIONS[_room(where)].validate(component.name, component.options, where)
+    if config.model.loss is not None and config.model.loss not in LOSSES:
+        known = ", ".join(LOSSES)
+        raise ConfigError("model.loss", f"no loss '{config.model.loss}'.{nearest(config.model.loss, LOSSES)} Known: {known}")
+    return config
+
+
+def components(config: Config) -> list[tuple[str, Component]]:
+    """Every component of a config with its path."""
+    found: list[tuple[str, Component | None]] = [
+        ("data", config.data),
+        ("data.partition", config.data.partition),
+        ("model", config.model),
+        ("strategy", config.strategy),
+        ("strategy.server", config.strategy.server),
+        ("participation", config.participation),
+        ("aggregator", config.aggregator),
+        ("compression", config.compression),
+        ("optimizer", config.optimizer),
+    ]
+    found += [(f"attack.{i}", attack) for i, attack in enumerate(config.attack)]
+    return [(where, component) for where, component in found if component is not None]
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Config paths whose values differ, with both values."""
+    a, b = _leaves(one.document()), _leaves(other.document())
+    return {path: (a.get(path), b.get(path)) for path in sorted({*a, *b}) if a.get(path) != b.get(path)}
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{path}.{key}".lstrip(".")).items()}
+    return {path: value}
+
+
+def _room(where: str) -> str:
+    return "attack" if where.startswith("attack.") else where
+
+
+def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A component given as a word (`participation = "uniform"`) is a table with that name."""
+    spread = dict(document)
+    for section in ("data", "model", "strategy", "participation", "aggregator", "compression", "optimizer", "executor"):
+        if isinstance(spread.get(section), str):
+            spread[section] = {"name": spread[section]}
+    for section, key in (("data", "partition"), ("strategy", "server")):
+        table = spread.get(section)
+        if isinstance(table, Mapping) and isinstance(table.get(key), str):
+            spread[section] = {**table, key: {"name": table[key]}}
+    if isinstance(spread.get("attack"), Mapping):
+        spread["attack"] = [spread["attack"]]
+    return spread
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        known = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise ConfigError("config", f"there is no file {path}.{nearest(str(path), known)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("config", f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config", f"{path} is no TOML: {error}") from None
+
+
+def _first(error: pydantic.ValidationError) -> ConfigError:
+    """The first complaint, with its path, and the nearest known key where the key is unknown."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    where = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known(location[:-1])
+        return ConfigError(where, f"unknown key.{nearest(location[-1], known)} Known: {', '.join(known)}")
+    if first["type"] == "missing":
+        return ConfigError(where, "missing; it is needed here")
+    return ConfigError(where, f"{first['msg'].removeprefix('Input ')}; {first['input']!r} was given")
+
+
+def _known(location: Sequence[str]) -> list[str]:
+    fields: Any = Config.model_fields
+    for part in location:
+        kind = fields[part].annotation
+        inner = [t for t in getattr(kind, "__args__", (kind,)) if isinstance(t, type) and issubclass(t, pydantic.BaseModel)]
+        if not inner:
+            return []
+        fields = inner[0].model_fields
+    return list(fields)

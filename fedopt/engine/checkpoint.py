@@ -1,0 +1,149 @@
+"""Checkpoints: everything the next exchange depends on, written so that a crash leaves the last good one.
+
+A checkpoint is a folder `<exchange>/` of `state.json` (structure and numbers), `state.safetensors` (tensors) and
+`memory.safetensors` (the clients' memory). It is written under a temporary name, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fedopt.types import FedoptError, Named, State
+
+
+class CheckpointError(FedoptError):
+    """A checkpoint could not be written or read."""
+
+
+class Checkpoint(NamedTuple):
+    """What was stored: the number of exchanges done, the state, the clients' memory, and facts of the run."""
+
+    exchanges: int
+    state: State
+    memory: Named
+    run: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write `checkpoint` into `folder`, then drop all but the newest `keep`. Raises CheckpointError, losing nothing."""
+    target = folder / f"{checkpoint.exchanges:08d}"
+    draft = folder / f".{target.name}.draft"
+    tensors: Named = {}
+    tree = _encode(checkpoint.state, tensors)
+    document = {"exchanges": checkpoint.exchanges, "state": tree, "run": checkpoint.run}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        _write(draft / "state.safetensors", save(_contiguous(tensors)))
+        _write(draft / "memory.safetensors", save(_contiguous(checkpoint.memory)))
+        _write(draft / "state.json", json.dumps(document, sort_keys=True, indent=1).encode())
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        _flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        last = newest(folder)
+        kept = f"the checkpoint after exchange {int(last.name)} is untouched" if last else "there is none before it"
+        raise CheckpointError(f"could not write the checkpoint {target}: {error}; {kept}") from error
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(folder: Path, at_most: int | None = None) -> Path | None:
+    """The last whole checkpoint (after at most so many exchanges), or None."""
+    found = [p for p in _all(folder) if at_most is None or int(p.name) <= at_most]
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder. Values only: nothing in it is executed."""
+    try:
+        document = json.loads((path / "state.json").read_text())
+        tensors = load_file(path / "state.safetensors")
+        memory = load_file(path / "memory.safetensors")
+        state = _decode(document["state"], tensors)
+        return Checkpoint(int(document["exchanges"]), state, memory, document["run"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read ({error}); remove it to go on from an older one") from error
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / "state.json").exists())
+
+
+def _contiguous(tensors: Named) -> Named:
+    # safetensors refuses tensors that share storage
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _encode(value: Any, tensors: Named) -> Any:
+    """A pytree as JSON, its tensors put aside by name."""
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value
+        return {"tensor": name}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {"dict": [[key, _encode(v, tensors)] for key, v in value.items()]}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = {name: _encode(getattr(value, name), tensors) for name in value._fields}
+        return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
+    if isinstance(value, list | tuple):
+        return {"list" if isinstance(value, list) else "tuple": [_encode(v, tensors) for v in value]}
+    raise CheckpointError(
+        f"a state may hold tensors, numbers, strings, lists, dicts and NamedTuples; {type(value).__name__} was found"
+    )
+
+
+def _decode(value: Any, tensors: Named) -> Any:
+    if not isinstance(value, dict):
+        return value
+    (kind, *_), content = value, next(iter(value.values()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(v, tensors) for key, v in content}
+    if kind in ("list", "tuple"):
+        items = [_decode(v, tensors) for v in content]
+        return items if kind == "list" else tuple(items)
+    fields = {name: _decode(v, tensors) for name, v in value["fields"].items()}
+    return _record(content)(**fields)
+
+
+def _record(path: str) -> Any:
+    """The NamedTuple class of this name. Only modules that the experiment has imported already are looked at."""
+    module_name, _, name = path.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        raise ValueError(f"it holds a '{path}', which is no NamedTuple of this experiment")
+    return found

@@ -1,0 +1,69 @@
+"""The one loop: plan, map, absorb."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from fedopt import keys
+from fedopt.engine.adversary import Adversary
+from fedopt.engine.memory import ClientMemory
+from fedopt.problem import Problem
+from fedopt.types import Exchange, Info, Named, Programs, Replies, State, Strategy
+
+
+class Executor(Protocol):
+    """Where the clients' work runs. `memory` holds the rows of the exchange's clients."""
+
+    name: str
+
+    def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies: ...
+    def plan(self) -> dict[str, Any]: ...
+    def restore(self, plan: dict[str, Any]) -> None: ...
+
+
+class Step(NamedTuple):
+    """One exchange, done."""
+
+    number: int
+    state: State
+    replies: Replies
+    info: Info
+    seconds: dict[str, float]
+
+
+def exchanges(
+    problem: Problem,
+    strategy: Strategy,
+    executor: Executor,
+    adversary: Adversary,
+    memory: ClientMemory,
+    state: State,
+    key: Tensor,
+    first: int = 0,
+) -> Iterator[Step]:
+    """The federation, one exchange at a time, without an end; whoever iterates stops, records and checkpoints.
+
+    Everything that the next exchange depends on is in `state` and `memory`, so a run that is continued from these with
+    the next `first` gives the same bits as one that never stopped.
+    """
+    programs = strategy.programs(problem)
+    for number in itertools.count(first):
+        here = keys.fold(key, "exchange", number)
+        started = time.perf_counter()
+        exchange = strategy.plan(problem, state, keys.fold(here, "plan"))
+        planned = time.perf_counter()
+        replies = adversary.attacked(
+            lambda asked: executor.map(problem, programs, asked, memory.of(asked.clients), here),  # noqa: B023
+            exchange,
+            here,
+        )
+        mapped = time.perf_counter()
+        state, info = strategy.absorb(problem, state, replies, keys.fold(here, "absorb"))
+        memory.commit(replies)
+        seconds = {"plan": planned - started, "map": mapped - planned, "absorb": time.perf_counter() - mapped}
+        yield Step(number, state, replies, info, seconds)

@@ -1,0 +1,76 @@
+"""The serial executor: one client after another, in this process, eagerly. The one to debug with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fedopt import keys
+from fedopt.engine.cohort import Cohort, assemble, walk
+from fedopt.engine.collect import BLOCK, collect
+from fedopt.problem import Problem
+from fedopt.types import Exchange, FedoptError, Named, Programs, Replies, Uplink
+
+
+class ClientError(FedoptError):
+    """A client's program raised; says which client, which program and at which stage. The cause is chained."""
+
+    def __init__(self, name: str, client: int, program: str, stage: str, cause: Exception) -> None:
+        super().__init__(
+            f"client {client} ({name}) failed in program '{program}' at {stage}: {type(cause).__name__}: {cause}"
+        )
+        self.client = client
+        self.program = program
+        self.stage = stage
+
+
+class Serial:
+    """Runs each client's `start`, `step` ... `step`, `finish` in turn; breakpoints in them work."""
+
+    name = "serial"
+
+    def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
+        cohort = assemble(problem, exchange, memory, key)
+        return collect(exchange, self._blocks(problem, programs, exchange, cohort))
+
+    def _blocks(
+        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort
+    ) -> Iterator[tuple[Tensor, Uplink]]:
+        for first in range(0, exchange.clients.numel(), BLOCK):
+            where = torch.arange(first, min(first + BLOCK, exchange.clients.numel()))
+            uplinks = [run_client(problem, programs, exchange, cohort.take(where[i : i + 1])) for i in range(len(where))]
+            yield where, pytree.tree_map(lambda *leaves: torch.stack(leaves), *uplinks)
+
+    def plan(self) -> dict[str, Any]:
+        """What a resumed run has to know: nothing."""
+        return {}
+
+    def restore(self, plan: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def run_client(problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort) -> Uplink:
+    """The whole work of the only client of `cohort`."""
+    client, number = cohort.one(0), int(cohort.clients[0])
+    program = programs.work[exchange.program]
+    stage = "start"
+    try:
+        # what a module draws from torch's own generator is the client's too
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keys.to_seed(keys.fold(client.key, "torch")))
+            carry = program.start(client)
+            batches = walk(problem, exchange, cohort)
+            for step in range(int(batches.steps[0]) if batches is not None else 0):
+                stage = f"step {step}"
+                assert batches is not None
+                carry = program.step(client, carry, batches.single(step))
+            stage = "finish"
+            return program.finish(client, carry)
+    except FedoptError:
+        raise
+    except Exception as error:
+        raise ClientError(problem.data.client_names[number], number, exchange.program, stage, error) from error

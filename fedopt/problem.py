@@ -1,0 +1,172 @@
+"""The problem that a federation solves: a network, a loss, everybody's data.
+
+`Network` is an `nn.Module` as a pure function of named tensors; `Problem` is what strategies and client programs see.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedopt import keys
+from fedopt.data import Federation, Split
+from fedopt.flat import FlatSpec
+from fedopt.registry import ConfigError, nearest
+from fedopt.types import Batch, FedoptError, Named, Trial
+
+PerSample = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(outputs)[y]; outputs [B, ..., C], y [B, ...] int64; mean over all but the first dimension."""
+    each = nn.functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), y.reshape(-1), reduction="none")
+    return each.reshape(y.shape[0], -1).mean(dim=1)
+
+
+def squares(outputs: Tensor, y: Tensor) -> Tensor:
+    """(outputs - y)² / 2; outputs [B, 1] or [B], y [B]; the loss of least squares."""
+    return 0.5 * (outputs.reshape(y.shape[0], -1) - y.reshape(y.shape[0], -1)).square().sum(dim=1)
+
+
+def logistic(outputs: Tensor, y: Tensor) -> Tensor:
+    """log(1 + exp(-s z)) with s = 2 y - 1; one output z per sample, y in {0, 1}."""
+    return nn.functional.softplus(-(2.0 * y.to(outputs.dtype) - 1.0) * outputs.reshape(y.shape[0]))
+
+
+LOSSES: dict[str, PerSample] = {"cross_entropy": cross_entropy, "squares": squares, "logistic": logistic}
+
+
+class Network(NamedTuple):
+    """A module as a function of (trainable tensors, floating buffers, fixed tensors, dropout keys)."""
+
+    spec: FlatSpec
+    buffer_spec: FlatSpec
+    fixed: Named
+    """Frozen parameters, and integer buffers: never sent."""
+    dropout: tuple[str, ...]
+    """Names of the buffers that hold the counter keys of keyed dropout."""
+    training: nn.Module
+    inference: nn.Module
+
+    @classmethod
+    def of(cls, module: nn.Module, trainable: tuple[str, ...] = ("*",)) -> tuple[Network, Named]:
+        """The functional form of a module, and its present values (`params [d]`, `buffers [b]` if there are any).
+
+        trainable: shell patterns over parameter names; the others keep their values and are never sent.
+        """
+        named = dict(module.named_parameters())
+        for pattern in trainable:
+            if not fnmatch.filter(named, pattern):
+                raise ConfigError(
+                    "model.trainable",
+                    f"no parameter matches '{pattern}'.{nearest(pattern, named)} Parameters: {', '.join(named)}",
+                )
+        learnt = {n: p.detach() for n, p in named.items() if any(fnmatch.fnmatchcase(n, t) for t in trainable)}
+        if len({p.dtype for p in learnt.values()}) > 1:
+            raise FedoptError("all trainable parameters need one dtype; convert the module with .float() or .double()")
+        fixed = {n: p.detach().clone() for n, p in named.items() if n not in learnt}
+        floating, dropout = {}, []
+        for name, buffer in module.named_buffers():
+            if name.rpartition(".")[2] == "dropout_key":
+                dropout.append(name)
+            elif buffer.is_floating_point():
+                floating[name] = buffer.detach()
+            else:
+                fixed[name] = buffer.detach().clone()
+        spec, buffer_spec = FlatSpec.of(learnt), FlatSpec.of(floating)
+        values = {"params": spec.flatten(learnt).clone()}
+        if floating:
+            values["buffers"] = buffer_spec.flatten(floating).clone()
+        network = cls(
+            spec,
+            buffer_spec,
+            fixed,
+            tuple(dropout),
+            copy.deepcopy(module).train().requires_grad_(False),
+            copy.deepcopy(module).eval().requires_grad_(False),
+        )
+        return network, values
+
+    def train(self, params: Named, buffers: Named, x: Tensor, key: Tensor) -> tuple[Tensor, Named]:
+        """Outputs in training mode, and the buffers as the forward pass leaves them; dropout is a function of key."""
+        # BatchNorm writes its running statistics in place, so it gets copies
+        buffers = {n: b.clone() for n, b in buffers.items()}
+        fixed = {n: (t if t.is_floating_point() else t.clone()) for n, t in self.fixed.items()}
+        masks = {n: keys.fold(key, "dropout", i) for i, n in enumerate(self.dropout)}
+        outputs = functional_call(self.training, {**params, **fixed, **buffers, **masks}, (x,))
+        return outputs, buffers
+
+    def infer(self, params: Named, buffers: Named, x: Tensor) -> Tensor:
+        """Outputs in evaluation mode."""
+        outputs: Tensor = functional_call(self.inference, {**params, **self.fixed, **buffers}, (x,))
+        return outputs
+
+
+class Problem(NamedTuple):
+    """What strategies and client programs see of an experiment."""
+
+    network: Network
+    data: Federation
+    per_sample: PerSample
+    initial: Named
+    """First values of the model: `params [d]`, and `buffers [b]` where the model has any."""
+    evaluation_batch: int = 1024
+
+    @property
+    def clients(self) -> int:
+        return self.data.clients
+
+    @property
+    def d(self) -> int:
+        """Length of the model's flat vector."""
+        return self.network.spec.numel
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.spec.dtype
+
+    def unpack(self, model: Named) -> tuple[Named, Named]:
+        """`{params [d], buffers [b]}` -> named parameters, named buffers."""
+        params = self.network.spec.unflatten(model["params"])
+        return params, self.network.buffer_spec.unflatten(model["buffers"]) if "buffers" in model else {}
+
+    def objective(self, params: Named, buffers: Named, batch: Batch, key: Tensor) -> tuple[Tensor, Named]:
+        """Mean loss over the real samples of a batch, in training mode, and the new buffers."""
+        outputs, buffers = self.network.train(params, buffers, batch["x"], key)
+        mask = batch["mask"].to(outputs.dtype)
+        each = self.per_sample(outputs, batch["y"])
+        return (each * mask).sum() / mask.sum().clamp(min=1.0), buffers
+
+    def outputs(self, model: Named, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """(outputs, y) over a split, in evaluation mode, a batch at a time."""
+        params, buffers = self.unpack(model)
+        with torch.no_grad():
+            for x, y in zip(split.x.split(self.evaluation_batch), split.y.split(self.evaluation_batch), strict=True):
+                yield self.network.infer(params, buffers, x), y
+
+    def trial(self, base: Named) -> Trial:
+        """The trial function around `base`: the mean loss on the server's trial split, as a function of a delta."""
+        if "trial" not in self.data.server:
+            raise ConfigError("data.trial_samples", "a trial set is needed and none is held out; set it to 500, say")
+        split = self.data.server["trial"]
+        _, buffers = self.unpack(base)
+
+        def loss_of(delta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            params = self.network.spec.unflatten(base["params"] + delta)
+            return self.per_sample(self.network.infer(params, buffers, x), y).sum()
+
+        def over_batches(function: Callable[[Tensor, Tensor, Tensor], Tensor], delta: Tensor) -> Tensor:
+            chunks = zip(split.x.split(self.evaluation_batch), split.y.split(self.evaluation_batch), strict=True)
+            total = sum((function(delta, x, y) for x, y in chunks), start=torch.zeros((), dtype=delta.dtype))
+            return total / split.y.shape[0]
+
+        return Trial(
+            loss=lambda deltas: over_batches(vmap(loss_of, in_dims=(0, None, None)), deltas).detach(),
+            grad=lambda delta: over_batches(grad(loss_of), delta),
+        )

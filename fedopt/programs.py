@@ -1,0 +1,215 @@
+"""Client programs that strategies share: local training, a full gradient, evaluation.
+
+Each is built from parts that a strategy passes in: a correction of the gradient, another start, further vectors at
+the end. Strategies reuse them by calling these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils import _pytree as pytree
+
+from fedopt import keys
+from fedopt.problem import Problem
+from fedopt.types import Batch, Client, ClientProgram, Named, Optimizer, Uplink
+
+Correction = Callable[[Client, Named, Named], Named]
+"""(client, params, gradient) -> gradient: what FedProx, SCAFFOLD and their kin change."""
+
+HYPER = "optimizer."
+"""Prefix of the optimizer's numbers among the values sent down."""
+
+KEPT = "optimizer."
+"""Prefix of the optimizer's state in a client's memory, where it is kept between exchanges."""
+
+
+class Training(NamedTuple):
+    """Carry of local training."""
+
+    params: Named
+    buffers: Named
+    optimizer: Any
+    steps: Tensor
+    """Batches so far, int64."""
+    loss: Tensor
+    """Sum over samples of the losses met on the way."""
+    seen: Tensor
+    """Samples met on the way."""
+    extra: Named
+    """What the strategy adds up along the path."""
+
+
+def sgd_step(problem: Problem, client: Client, params: Named, buffers: Named, batch: Batch, count: Tensor) -> tuple[Named, Tensor, Named]:
+    """Gradient, loss and new buffers of the objective on a batch; dropout is keyed by the client and its step."""
+    gradient = grad_and_value(problem.objective, has_aux=True)
+    grads, (loss, buffers) = gradient(params, buffers, batch, keys.fold(client.key, "step", count))
+    return grads, loss, buffers
+
+
+def hyper(down: Named, prefix: str = HYPER) -> Named:
+    """The optimizer's numbers among what was sent down."""
+    return {name.removeprefix(prefix): value for name, value in down.items() if name.startswith(prefix)}
+
+
+def kept_state(optimizer: Optimizer, problem: Problem) -> Named:
+    """First values of the memory in which a client keeps its optimizer's state."""
+    params, _ = problem.unpack(problem.initial)
+    leaves = pytree.tree_leaves(optimizer.init(params))
+    return {f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)}
+
+
+def training(
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    correct: Correction | None = None,
+    keep_state: bool = False,
+    model_of: Callable[[Client], Named] = lambda client: client.down,
+    extra: Callable[[Client], Named] = lambda client: {},
+    along: Callable[[Client, Training, Named, Batch], Named] = lambda client, carry, grads, batch: {},
+    finish: Callable[[Client, Training, Uplink], Uplink] = lambda client, carry, uplink: uplink,
+) -> ClientProgram:
+    """Local training: x_0 = the model sent, x_{k+1} = optimizer(x_k, correct(∇ f_i(x_k; batch_k))), delta = x_K - x_0.
+
+    The uplink holds `delta [d]`, `buffers [b]` if any, the metrics `loss` (mean over the samples met) and `steps`, and
+    the client's number of samples as its weight.
+
+    correct: changes the stochastic gradient before the optimizer sees it.
+    keep_state: the optimizer's state stays with the client between exchanges; otherwise it starts anew.
+    model_of: where the client starts from; the model sent by default.
+    extra, along: named tensors of the strategy's own, their first values and their next ones at every batch, from the
+        uncorrected gradient.
+    finish: the strategy's last word on the uplink.
+    """
+
+    def start(client: Client) -> Training:
+        params, buffers = problem.unpack(model_of(client))
+        state = optimizer.init(params)
+        if keep_state:
+            leaves, tree = pytree.tree_flatten(state)
+            state = pytree.tree_unflatten([client.memory[f"{KEPT}{i}"] for i in range(len(leaves))], tree)
+        zero = client.key.new_zeros((), dtype=problem.dtype)
+        return Training(params, buffers, state, client.key.new_zeros(()), zero, zero, extra(client))
+
+    def step(client: Client, carry: Training, batch: Batch) -> Training:
+        grads, loss, buffers = sgd_step(problem, client, carry.params, carry.buffers, batch, carry.steps)
+        added = along(client, carry, grads, batch)
+        if correct is not None:
+            grads = correct(client, carry.params, grads)
+        params, state = optimizer.update(grads, carry.optimizer, carry.params, hyper(client.down))
+        samples = batch["mask"].to(problem.dtype).sum()
+        return Training(
+            params,
+            buffers,
+            state,
+            carry.steps + 1,
+            carry.loss + loss.detach() * samples,
+            carry.seen + samples,
+            {**carry.extra, **added},
+        )
+
+    def end(client: Client, carry: Training) -> Uplink:
+        delta = problem.network.spec.flatten(carry.params) - model_of(client)["params"]
+        vectors = {"delta": delta}
+        if carry.buffers:
+            vectors["buffers"] = problem.network.buffer_spec.flatten(carry.buffers)
+        leaves = pytree.tree_leaves(carry.optimizer) if keep_state else []
+        uplink = Uplink(
+            vectors=vectors,
+            metrics={"loss": carry.loss / carry.seen.clamp(min=1.0), "steps": carry.steps},
+            memory={f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)},
+            weight=client.samples.to(problem.dtype),
+        )
+        return finish(client, carry, uplink)
+
+    return ClientProgram(start, step, end)
+
+
+class Gradient(NamedTuple):
+    """Carry of a full gradient."""
+
+    total: Named
+    buffers: Named
+    loss: Tensor
+    seen: Tensor
+    steps: Tensor
+
+
+def gradient(problem: Problem) -> ClientProgram:
+    """The gradient of the client's mean loss at the model sent, over all batches; `delta [d]` = -∇ f_i(x).
+
+    The sign makes the answer a descent direction, as the delta of local training is.
+    """
+
+    def start(client: Client) -> Gradient:
+        params, buffers = problem.unpack(client.down)
+        zero = client.key.new_zeros((), dtype=problem.dtype)
+        zeros = {n: torch.zeros_like(p) for n, p in params.items()}
+        return Gradient(zeros, buffers, zero, zero, client.key.new_zeros(()))
+
+    def step(client: Client, carry: Gradient, batch: Batch) -> Gradient:
+        params, _ = problem.unpack(client.down)
+        grads, loss, buffers = sgd_step(problem, client, params, carry.buffers, batch, carry.steps)
+        samples = batch["mask"].to(problem.dtype).sum()
+        total = {n: t + grads[n] * samples for n, t in carry.total.items()}
+        return Gradient(total, buffers, carry.loss + loss.detach() * samples, carry.seen + samples, carry.steps + 1)
+
+    def finish(client: Client, carry: Gradient) -> Uplink:
+        seen = carry.seen.clamp(min=1.0)
+        vectors = {"delta": -problem.network.spec.flatten(carry.total) / seen}
+        if carry.buffers:
+            vectors["buffers"] = problem.network.buffer_spec.flatten(carry.buffers)
+        metrics = {"loss": carry.loss / seen, "steps": carry.steps}
+        return Uplink(vectors, metrics, {}, client.samples.to(problem.dtype))
+
+    return ClientProgram(start, step, finish)
+
+
+class Scores(NamedTuple):
+    """Carry of an evaluation."""
+
+    loss: Tensor
+    right: Tensor
+    seen: Tensor
+
+
+def evaluation(problem: Problem, model_of: Callable[[Client], Named] = lambda client: client.down) -> ClientProgram:
+    """Mean loss, and share of right answers for classification, of a model on the client's own data; no vectors.
+
+    model_of: which model the client evaluates; the one sent by default, its personal one in personalised methods.
+    """
+
+    def start(client: Client) -> Scores:
+        zero = client.key.new_zeros((), dtype=problem.dtype)
+        return Scores(zero, zero, zero)
+
+    def step(client: Client, carry: Scores, batch: Batch) -> Scores:
+        params, buffers = problem.unpack(model_of(client))
+        outputs = problem.network.infer(params, buffers, batch["x"])
+        mask = batch["mask"].to(problem.dtype)
+        loss = (problem.per_sample(outputs, batch["y"]) * mask).sum()
+        return Scores(carry.loss + loss, carry.right + (right_share(problem, outputs, batch["y"]) * mask).sum(), carry.seen + mask.sum())
+
+    def finish(client: Client, carry: Scores) -> Uplink:
+        seen = carry.seen.clamp(min=1.0)
+        return Uplink({}, {"loss": carry.loss / seen, "score": carry.right / seen}, {}, carry.seen)
+
+    return ClientProgram(start, step, finish)
+
+
+def predictions(problem: Problem, outputs: Tensor) -> Tensor:
+    """Predicted classes: the largest of several outputs, or the sign of a single one."""
+    if problem.data.task != "classification":
+        return torch.full(outputs.shape[:-1], -1, dtype=torch.int64)
+    return (outputs[..., 0] > 0).to(torch.int64) if outputs.shape[-1] == 1 else outputs.argmax(dim=-1)
+
+
+def right_share(problem: Problem, outputs: Tensor, y: Tensor) -> Tensor:
+    """Per sample `[B]`, the share of its labels that are predicted (one label, or one per position)."""
+    right = (predictions(problem, outputs) == y.to(torch.int64)).to(problem.dtype)
+    return right.reshape(y.shape[0], -1).mean(dim=1)

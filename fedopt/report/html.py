@@ -1,0 +1,486 @@
+"""The report of one run: a single HTML file with pictures and tables, readable without a network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fedopt.report import record as run
+from fedopt.report import units
+from fedopt.report.page import POINTS, document, escape, save, thin
+from fedopt.report.record import Axis, RunRecord
+
+AXES: tuple[Axis, ...] = ("round", "bytes", "seconds", "updates")
+CLIENTS_DRAWN = 200
+"""The most clients of which each has a column or row in a picture."""
+BARS_DRAWN = 40
+ROWS = 10_000
+"""The most rows that a table holds."""
+COLUMNS = 120
+"""The most columns of a heat map over rounds, and points of a stacked area."""
+LINES_DRAWN = 8
+
+
+def write(path: str | Path) -> Path:
+    """Write `report.html` into the run folder `path`, and return its path.
+
+    Raises FedoptError where the folder is no run folder.
+    """
+    record = run.read(path)
+    toml = (record.path / "config.toml").read_text(encoding="utf-8")
+    return save(record.path / "report.html", page(record, toml))
+
+
+def page(record: RunRecord, toml: str) -> str:
+    """The report as HTML text; `toml` is the config as it is to be shown."""
+    data = {key: value for key, value in _data(record).items() if value is not None}
+    return document(f"{record.name} · fedopt", _body(record, data, toml), data, ["report.js"])
+
+
+def _data(record: RunRecord) -> dict[str, Any]:
+    order = {str(name): i for i, name in enumerate(record.partition.get("class_names") or ())}
+    recalls = sorted(run.fields(record, "recall"), key=lambda name: order.get(name, len(order)))
+    return {
+        "accuracy": curves(record, ["accuracy", "client_eval.score", "g_mean", "macro_f1"], share=True),
+        "loss": curves(record, ["loss", "train_loss", "client_eval.loss"]),
+        "recall": _recall_lines(record, recalls) if len(recalls) <= LINES_DRAWN else None,
+        "recalls": _recall_map(record, recalls) if len(recalls) > LINES_DRAWN else None,
+        "info": curves(record, [f"info.{name}" for name in run.fields(record, "info")]),
+        "phases": _phases(record),
+        "traffic": _traffic(record),
+        "partition": _partition(record),
+        "sizes": _sizes(record) if len(_clients(record)) > CLIENTS_DRAWN else None,
+        "participation": _participation(record) if len(_clients(record)) <= CLIENTS_DRAWN else None,
+        "times": _times(record) if len(_clients(record)) > CLIENTS_DRAWN else None,
+        "clients": _client_table(record),
+        "rejections": _rejections(record),
+    }
+
+
+def curves(record: RunRecord, names: Sequence[str], *, share: bool = False) -> dict[str, Any] | None:
+    """The chart of those of `names` that were measured, each thinned for itself; None where none was."""
+    traces = []
+    for name in names:
+        y = run.series(record, name).y
+        if not y:
+            continue
+        kept = thin(y)
+        trace = {
+            "name": units.label(name.removeprefix("info.")),
+            "y": [y[i] for i in kept],
+            "x": {axis: [x[i] for i in kept] for axis in AXES for x in [run.series(record, name, axis).x]},
+        }
+        if name == "client_eval.score":
+            low, high = (run.series(record, f"client_eval.score_{p}").y for p in ("p10", "p90"))
+            if len(low) == len(high) == len(y):
+                trace["name"] = "clients, 10 to 90 %"
+                trace |= {"low": [low[i] for i in kept], "high": [high[i] for i in kept]}
+        traces.append(trace)
+    return {"share": share, "traces": traces} if traces else None
+
+
+def _recall_lines(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any] | None:
+    chart = curves(record, [f"recall.{name}" for name in recalls], share=True)
+    for name, trace in zip(recalls, chart["traces"] if chart else (), strict=False):
+        trace["name"] = name
+    return chart
+
+
+def _recall_map(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any]:
+    measured = [line for line in record.lines if isinstance(line.get("recall"), Mapping)]
+    kept = [measured[i] for i in _spread(len(measured), COLUMNS)]
+    return {
+        "classes": recalls,
+        "rounds": [line["round"] for line in kept],
+        "values": [[run.number(line["recall"].get(name)) for line in kept] for name in recalls],
+    }
+
+
+def _spread(n: int, limit: int) -> list[int]:
+    """At most `limit` of the positions 0 ... n-1, evenly spaced, with the first and the last."""
+    return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
+
+
+def _cells(n: int, limit: int) -> list[range]:
+    """0 ... n-1 in at most `limit` consecutive pieces of nearly the same length."""
+    pieces = min(n, limit)
+    return [range(a, b) for a, b in pairwise(i * n // pieces for i in range(pieces + 1))] if pieces else []
+
+
+def _phases(record: RunRecord) -> dict[str, Any] | None:
+    names = list(run.totals(record).phases)
+    if not names:
+        return None
+    cells = _cells(len(record.lines), COLUMNS)
+    return {
+        "names": names,
+        "rounds": [record.lines[cell[-1]]["round"] for cell in cells],
+        "values": [
+            [sum(run.at(record.lines[i], f"seconds.{name}") or 0 for i in cell) / len(cell) for cell in cells]
+            for name in names
+        ],
+    }
+
+
+def _traffic(record: RunRecord) -> dict[str, Any] | None:
+    up, down = [0.0], [0.0]
+    for line in record.lines:
+        up.append(up[-1] + (run.at(line, "bytes_up") or 0))
+        down.append(down[-1] + (run.at(line, "bytes_down") or 0))
+    if not up[-1] and not down[-1]:
+        return None
+    kept = _spread(len(record.lines), POINTS)
+    return {
+        "rounds": [record.lines[i]["round"] for i in kept],
+        "up": [up[i + 1] for i in kept],
+        "down": [down[i + 1] for i in kept],
+    }
+
+
+def _clients(record: RunRecord) -> list[dict[str, Any]]:
+    found = record.partition.get("clients")
+    return [c for c in found if isinstance(c, dict) and "client" in c] if isinstance(found, list) else []
+
+
+def _name(client: Mapping[str, Any]) -> str:
+    return str(client.get("name") or f"client {client['client']}")
+
+
+def _attackers(record: RunRecord) -> set[int]:
+    return set(record.partition.get("attackers") or ())
+
+
+def _train(client: Mapping[str, Any]) -> int:
+    return int(run.number(client.get("train")) or 0)
+
+
+def _sizes(record: RunRecord) -> list[int]:
+    return [_train(c) for c in _clients(record)]
+
+
+def _partition(record: RunRecord) -> dict[str, Any] | None:
+    everybody = _clients(record)
+    if not everybody:
+        return None
+    every = len(everybody) <= CLIENTS_DRAWN
+    attackers = _attackers(record)
+    by_size = everybody if every else sorted(everybody, key=_train)
+    marked = [i for i, c in enumerate(by_size) if c["client"] in attackers]
+    marked = [marked[i] for i in _spread(len(marked), CLIENTS_DRAWN // 4)]  # a sample shows attackers, too
+    shown = {*marked, *_spread(len(by_size), CLIENTS_DRAWN - (0 if every else len(marked)))}
+    drawn = [by_size[i] for i in sorted(shown)]
+    labelled = all(c.get("labels") for c in drawn)
+    names = [str(name) for name in record.partition.get("class_names") or ()]
+    width = max((len(c["labels"]) for c in drawn), default=0) if labelled else 1
+    names = (names + [str(k) for k in range(len(names), width)])[:width] if labelled else ["all"]
+    rows = [list(c["labels"]) + [0] * (width - len(c["labels"])) if labelled else [_train(c)] for c in drawn]
+    return {
+        "names": [_name(c) for c in drawn],
+        "sizes": [_train(c) for c in drawn],
+        "attackers": [int(c["client"] in attackers) for c in drawn],
+        "classes": names,
+        "values": [[row[k] for row in rows] for k in range(width)],
+        "bars": len(drawn) <= BARS_DRAWN and width <= LINES_DRAWN,
+        "every": every,
+    }
+
+
+def _accepted(record: RunRecord) -> Counter[int]:
+    return Counter(client for line in record.lines for client in line.get("clients") or ())
+
+
+def _refused(record: RunRecord) -> list[tuple[int, int, str]]:
+    """(client, round, reason) of each rejected answer."""
+    return [
+        (entry["client"], line["round"], str(entry.get("reason") or "no reason given"))
+        for line in record.lines
+        for entry in line.get("rejected") or ()
+        if isinstance(entry, Mapping) and "client" in entry
+    ]
+
+
+def _times(record: RunRecord) -> list[int]:
+    accepted = _accepted(record)
+    return [accepted[c["client"]] for c in _clients(record)]
+
+
+def _participation(record: RunRecord) -> dict[str, Any] | None:
+    clients = _clients(record)
+    rounds = run.totals(record).rounds
+    if not clients or not rounds:
+        return None
+    cells = _cells(rounds, COLUMNS)
+    cell_of = {r + 1: i for i, cell in enumerate(cells) for r in cell}
+    starts = [cell[0] + 1 for cell in cells]
+    row_of = {c["client"]: i for i, c in enumerate(clients)}
+    values = [[0] * len(cells) for _ in clients]
+    for line in record.lines:
+        for client in line.get("clients") or ():
+            if client in row_of and line["round"] in cell_of:
+                values[row_of[client]][cell_of[line["round"]]] += 1
+    spots = {(starts[cell_of[r]], client) for client, r, _ in _refused(record) if client in row_of and r in cell_of}
+    marks = sorted(spots)[:POINTS]
+    return {
+        "rounds": starts,
+        "clients": [c["client"] for c in clients],
+        "names": [_name(c) for c in clients],
+        "values": values,
+        "most": max(map(max, values)),
+        "span": max(map(len, cells)),
+        "rejected": {"x": [x for x, _ in marks], "y": [y for _, y in marks]},
+    }
+
+
+def _client_table(record: RunRecord) -> dict[str, Any] | None:
+    clients = _clients(record)
+    if not clients:
+        return None
+    accepted, refused = _accepted(record), Counter(client for client, _, _ in _refused(record))
+    losses: dict[int, float | None] = {}
+    for line in record.lines:
+        losses.update(zip(line.get("clients") or (), map(run.number, line.get("client_loss") or ()), strict=False))
+    attackers = _attackers(record)
+    classes = len(record.partition.get("class_names") or ())
+    rows = []
+    for client in clients[:ROWS]:
+        i = client["client"]
+        held = sum(1 for k in client.get("labels") or () if k)
+        loss = losses.get(i)
+        rows.append(
+            [
+                [i, _name(client)],
+                [_train(client), units.count(_train(client))],
+                [held, f"{held} of {classes}"] if classes else None,
+                accepted[i] + refused[i],
+                accepted[i],
+                refused[i],
+                None if loss is None else [loss, f"{loss:.4g}"],
+                "attacker" if i in attackers else "",
+            ]
+        )
+    heads = [
+        ("client", ""),
+        ("samples", "training samples"),
+        ("classes", "classes of which the client holds samples"),
+        ("asked", "answered or rejected"),
+        ("answered", "answers that were used"),
+        ("rejected", "answers that were not used"),
+        ("last loss", "training loss of the last accepted answer"),
+        ("role", ""),
+    ]
+    return {
+        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads],
+        "rows": rows,
+        "marked": [k for k, client in enumerate(clients[:ROWS]) if client["client"] in attackers],
+    }
+
+
+def _rejections(record: RunRecord) -> dict[str, Any] | None:
+    rounds: dict[tuple[int, str], list[int]] = {}
+    for client, r, reason in _refused(record):
+        rounds.setdefault((client, reason), []).append(r)
+    if not rounds:
+        return None
+    names = {c["client"]: _name(c) for c in _clients(record)}
+    return {
+        "columns": [
+            {"name": "client"},
+            {"name": "reason"},
+            {"name": "times", "right": True},
+            {"name": "first round", "right": True},
+            {"name": "last round", "right": True},
+        ],
+        "rows": [
+            [[client, names.get(client, f"client {client}")], reason, len(when), min(when), max(when)]
+            for (client, reason), when in list(rounds.items())[:ROWS]
+        ],
+        "sort": [2, True],
+    }
+
+
+def _body(record: RunRecord, data: Mapping[str, Any], toml: str) -> str:
+    parts = [
+        "<main>",
+        _header(record),
+        "<noscript><p class='call'>The pictures and tables below need JavaScript.</p></noscript>",
+    ]
+    if not record.lines:
+        parts.append('<p class="call">No exchange has been recorded yet.</p>')
+    parts += [_progress_section(data), _cost_section(record, data), _clients_section(record, data)]
+    if "rejections" in data:
+        parts.append(_section("Rejected answers", '<div class="card" id="rejections"></div>'))
+    parts.append(_section("Config", f'<div class="card"><pre>{escape(toml.strip())}</pre></div>'))
+    versions = [f"{name} {record.info[name]}" for name in ("fedopt", "torch", "python") if record.info.get(name)]
+    parts += [f"<footer>{escape(' · '.join([*versions, str(record.path)]))}</footer>", "</main>"]
+    return "\n".join(part for part in parts if part)
+
+
+def _section(title: str, inner: str, controls: str = "") -> str:
+    return f'<section><div class="bar"><h2>{escape(title)}</h2>{controls}</div>\n{inner}</section>' if inner else ""
+
+
+def _plot(ident: str, title: str, note: str = "", look: str = "", extra: str = "") -> str:
+    tall = " tall" if "tall" in look else ""
+    wide = " wide" if "wide" in look else ""
+    caption = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<div class="card{wide}"><div class="title"><h3>{escape(title)}</h3>{extra}</div>'
+        f'<div class="plot{tall}" id="{ident}"></div>{caption}</div>'
+    )
+
+
+def _progress_section(data: Mapping[str, Any]) -> str:
+    plots = [
+        _plot("accuracy", "Accuracy") if "accuracy" in data else "",
+        _plot("loss", "Loss") if "loss" in data else "",
+        _plot("recall", "Recall by class") if "recall" in data else "",
+        _plot("recalls", "Recall by class") if "recalls" in data else "",
+    ]
+    if "info" in data:
+        select = '<select id="info-choice" aria-label="number to show"></select>'
+        plots.append(_plot("info", "Strategy", extra=select))
+    plots = [plot for plot in plots if plot]
+    if not plots:
+        return ""
+    if len(plots) % 2:
+        plots[-1] = plots[-1].replace('class="card', 'class="card wide', 1)
+    controls = '<span class="choice" id="axis" role="group" aria-label="horizontal axis"></span>'
+    if "loss" in data or "info" in data:
+        controls += '<label class="tick"><input type="checkbox" id="log">log scale for losses</label>'
+    return _section("Progress", f'<div class="grid">{"".join(plots)}</div>', controls)
+
+
+def _cost_section(record: RunRecord, data: Mapping[str, Any]) -> str:
+    plots = []
+    if "phases" in data:
+        phases = run.totals(record).phases
+        whole = sum(phases.values()) or 1.0
+        note = ", ".join(f"{name} {units.duration(s)} ({100 * s / whole:.0f} %)" for name, s in phases.items())
+        plots.append(_plot("phases", "Seconds per exchange by phase", f"In total: {note}."))
+    if "traffic" in data:
+        sums = run.totals(record)
+        note = f"{units.nbytes(sums.bytes_up)} up, {units.nbytes(sums.bytes_down)} down."
+        plots.append(_plot("traffic", "Bytes since the start", note))
+    return _section("Cost", f'<div class="grid">{"".join(plots)}</div>' if plots else "")
+
+
+def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
+    everybody = len(_clients(record))
+    cards = []
+    if "partition" in data:
+        note = (
+            ""
+            if data["partition"]["every"]
+            else f"{len(data['partition']['names'])} of {units.count(everybody)} clients: evenly spaced in the order of "
+            "their size, and attackers."
+        )
+        cards.append(
+            _plot("partition", "Who holds what", note, "wide" + ("" if data["partition"]["bars"] else " tall"))
+        )
+    if "sizes" in data:
+        cards.append(_plot("sizes", "Sizes"))
+    if "times" in data:
+        cards.append(_plot("participation", "Participation"))
+    if "participation" in data:
+        tall = " tall" if everybody > 30 else ""
+        cards.append(_plot("participation", "Participation", "", "wide" + tall))
+    if "clients" in data:
+        sums = run.totals(record)
+        notes = []
+        if everybody > ROWS:
+            notes.append(f"The table holds the first {units.count(ROWS)} of {units.count(everybody)} clients.")
+        silent = sums.asked - sums.updates - sums.rejected
+        if silent > 0:
+            verb = "was" if silent == 1 else "were"
+            notes.append(f"{units.count(silent)} of {units.count(sums.asked)} requests {verb} left unanswered.")
+        note = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
+        cards.append(f'<div class="card wide"><div id="clients"></div>{note}</div>')
+    return _section("Clients", f'<div class="grid">{"".join(cards)}</div>' if cards else "")
+
+
+def _header(record: RunRecord) -> str:
+    status = str(record.info.get("status") or "unknown")
+    bad = " bad" if status in ("failed", "interrupted") else ""
+    reason = str(record.info.get("reason") or "")
+    call = f'<p class="call">{escape(status)}: {escape(reason)}</p>' if reason and status != "finished" else ""
+    figures = "".join(
+        f'<div class="figure"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(below)}</small></div>'
+        for name, value, below in key_figures(record)
+    )
+    return (
+        f'<header><div class="title"><h1>{escape(record.name)}</h1>'
+        f'<span class="status{bad}">{escape(status)}</span></div>'
+        f'<p class="lead">{escape(sentence(record))}</p>{call}<div class="figures">{figures}</div></header>'
+    )
+
+
+def _named(record: RunRecord, section: str) -> str:
+    """The component that a section of the config names, without its import path."""
+    value = record.config.get(section)
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return str(name).rpartition(":")[2] if name else ""
+
+
+def sentence(record: RunRecord) -> str:
+    """What ran, in one sentence."""
+    sums, clients, attackers = run.totals(record), len(_clients(record)), len(_attackers(record))
+    planned = record.info.get("rounds")
+    words = [str(record.info.get("strategy") or _named(record, "strategy") or "A strategy")]
+    if rule := _named(record, "aggregator"):
+        words.append(f"with {rule}")
+    if model := _named(record, "model"):
+        words.append(f"trained {model}")
+        if run.number(record.info.get("parameters")):
+            words.append(f"({units.count(record.info['parameters'])} parameters)")
+    if data := _named(record, "data"):
+        words.append(f"on {data}")
+    if clients:
+        word = "attacker" if attackers == 1 else "attackers"
+        words.append(f"over {units.count(clients)} clients" + (f", {attackers} of them {word}," if attackers else ""))
+    if compression := _named(record, "compression"):
+        words.append(f"with {compression} compression")
+    words.append(f"for {units.count(sums.rounds)}" + (f" of {units.count(planned)}" if planned else "") + " rounds")
+    executor = record.info.get("executor")
+    if isinstance(executor, Mapping) and executor.get("name"):
+        why = f" ({executor['reason']})" if executor.get("reason") else ""
+        words.append(f"on the {executor['name']} executor{why}")
+    if started := _date(record.info.get("started")):
+        words.append(f"on {started}")
+    return " ".join(words) + "."
+
+
+def _date(text: Any) -> str:
+    try:
+        when = datetime.fromisoformat(str(text))
+    except ValueError:
+        return ""
+    return f"{when.day} {when:%B %Y, %H:%M}"
+
+
+def key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of the numbers that stand at the head of the report."""
+    sums = run.totals(record)
+    name = run.headline(record)
+    figures = []
+    for kind, mark in (("final", run.final(record)), ("best", run.best(record))):
+        if mark and name:
+            figures.append((f"{kind} {units.label(name)}", units.measure(name, mark.value), f"round {mark.round}"))
+    planned = record.info.get("rounds")
+    rounds = [f"of {units.count(planned)} planned"] if planned else []
+    rounds += [f"{units.count(sums.exchanges)} exchanges"] if sums.exchanges != sums.rounds else []
+    rate = f"{units.count(sums.updates / sums.seconds)} per second" if sums.seconds and sums.updates else ""
+    per = f"{units.nbytes(sums.bytes_up / sums.updates)} per update" if sums.updates else ""
+    asked = f"of {units.count(sums.asked)} asked" if sums.asked else ""
+    return [
+        *figures,
+        ("rounds", units.count(sums.rounds), ", ".join(rounds)),
+        ("time", units.duration(sums.seconds), ""),
+        ("client updates", units.count(sums.updates), rate),
+        ("sent up", units.nbytes(sums.bytes_up), per),
+        ("sent down", units.nbytes(sums.bytes_down), ""),
+        ("rejected", units.count(sums.rejected), asked),
+    ]

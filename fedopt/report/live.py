@@ -1,0 +1,256 @@
+"""The terminal view of a run: a panel that is redrawn, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedopt.report import record as run
+from fedopt.report import units
+from fedopt.report.record import METRICS, Line, RunRecord
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+PLAIN_EVERY = 2.0
+"""Seconds between two lines where the output is no terminal."""
+CURVE = 400
+"""How many of the newest values the small curve keeps."""
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of `values` in at most `width` characters, from the lowest to the highest block."""
+    if not values or width < 1:
+        return ""
+    pieces = min(width, len(values))
+    means = []
+    for i in range(pieces):
+        piece = values[i * len(values) // pieces : (i + 1) * len(values) // pieces]
+        means.append(sum(piece) / len(piece))
+    low, high = min(means), max(means)
+    if high == low:
+        return BLOCKS[3] * pieces
+    return "".join(BLOCKS[min(7, int(8 * (mean - low) / (high - low)))] for mean in means)
+
+
+class LiveView:
+    """Shows a run while it goes on; `update` takes each line of its record.
+
+    planned_rounds: rounds that are planned; 0 where nobody knows.
+    title: what runs.
+    console: where to write; where it is no terminal, evaluations are printed as lines, one in `PLAIN_EVERY` seconds.
+    clock: seconds that never go back.
+
+    A line may lack anything or hold something else than expected: a view is no reason to lose a run.
+    """
+
+    def __init__(
+        self,
+        planned_rounds: int,
+        title: str,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.planned = planned_rounds
+        self.title = title
+        self.console = console or Console()
+        self._clock = clock
+        self._live: Live | None = None
+        self._began = self._printed = clock()
+        self._first_round: int | None = None
+        self._round = 0
+        self._last: Line = {}
+        self._metric: str | None = None
+        self._values: deque[float] = deque(maxlen=CURVE)
+        self._best: run.Mark | None = None
+        self._loss: float | None = None
+        self._asked = self._answered = self._rejected = self._updates = 0
+        self._up = self._down = 0
+        self._unprinted = False
+
+    def __enter__(self) -> LiveView:
+        self._began = self._clock()
+        # the first evaluation is printed at once
+        self._printed = self._began - PLAIN_EVERY
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start(refresh=True)
+        else:
+            rounds = f", {self.planned} rounds" if self.planned else ""
+            self.console.print(f"{self.title}{rounds}", markup=False, highlight=False, soft_wrap=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        elif self._unprinted:
+            self._print()
+
+    def update(self, line: Line) -> None:
+        """Take in one line of the record."""
+        if not isinstance(line, dict):
+            return
+        self._last = line
+        self._round = max(self._round, int(run.at(line, "round") or 0))
+        if self._first_round is None:
+            # a resumed run starts somewhere in the middle, and its rate is that of this part
+            self._first_round = max(0, self._round - 1)
+        self._asked += int(run.at(line, "asked") or 0)
+        self._answered += int(run.at(line, "answered") or 0)
+        self._rejected += _length(line.get("rejected"))
+        self._updates += _length(line.get("clients"))
+        self._up += int(run.at(line, "bytes_up") or 0)
+        self._down += int(run.at(line, "bytes_down") or 0)
+        loss = next(
+            (v for name in ("loss", "client_eval.loss", "train_loss") if (v := run.at(line, name)) is not None), None
+        )
+        self._loss = self._loss if loss is None else loss
+        evaluated = self._measure(line)
+        if self._live is None and evaluated:
+            self._unprinted = True
+            if self._clock() - self._printed >= PLAIN_EVERY:
+                self._print()
+
+    def _measure(self, line: Line) -> bool:
+        """Note the measure that matters; True if the line holds it."""
+        names = list(METRICS)
+        found = next((name for name in names if run.at(line, name) is not None), None)
+        if found is None:
+            return False
+        if self._metric is None or names.index(found) < names.index(self._metric):
+            # a better measure than the one so far, as at the first evaluation after rounds with a training loss only
+            self._metric, self._best = found, None
+            self._values.clear()
+        value = run.at(line, self._metric)
+        if value is None:
+            return False
+        self._values.append(value)
+        if self._best is None or (value > self._best.value if METRICS[self._metric] else value < self._best.value):
+            self._best = run.Mark(value, self._round)
+        return True
+
+    @property
+    def rate(self) -> float:
+        """Client updates per second since the view began."""
+        return self._updates / max(1e-9, self._clock() - self._began)
+
+    def time_left(self) -> float | None:
+        """Seconds until the planned rounds are done at the pace so far; None before one can say."""
+        done = self._round - (self._first_round or 0)
+        if not self.planned or done < 1:
+            return None
+        return max(0.0, (self._clock() - self._began) / done * (self.planned - self._round))
+
+    def render(self) -> RenderableType:
+        """The panel as it stands."""
+        width = max(20, min(self.console.width, 100))
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        left = self.time_left()
+        passed = units.duration(self._clock() - self._began)
+        bar.add_row(
+            f"round {self._round}" + (f" of {self.planned}" if self.planned else ""),
+            ProgressBar(total=self.planned or None, completed=min(self._round, self.planned), pulse=not self.planned),
+            f"{passed}" if left is None else f"{passed}, {units.duration(left)} left",
+        )
+        facts = Table.grid(padding=(0, 2))
+        facts.add_column(style="dim", no_wrap=True)
+        facts.add_column(overflow="fold")
+        if self._metric is not None and self._values:
+            now = Text(units.measure(self._metric, self._values[-1]), style="bold")
+            if self._best:
+                now.append(
+                    f"  best {units.measure(self._metric, self._best.value)} in round {self._best.round}",
+                    style="not bold",
+                )
+            facts.add_row(units.label(self._metric), now)
+            facts.add_row("", Text(sparkline(list(self._values), width - 30), style="cyan"))
+        if self._loss is not None and self._metric not in ("loss", "train_loss"):
+            facts.add_row("loss", f"{self._loss:.4g}")
+        asked = _whole(self._last.get("asked"))
+        facts.add_row(
+            "clients",
+            f"{asked} asked, {_whole(self._last.get('answered'))} answered, "
+            f"{_length(self._last.get('rejected'))} rejected",
+        )
+        silent = f", {units.count(self._rejected)} rejected" if self._rejected else ""
+        facts.add_row("so far", f"{units.count(self._updates)} updates{silent}, {_rate(self.rate)}")
+        facts.add_row("bytes", f"{units.nbytes(self._up)} up, {units.nbytes(self._down)} down")
+        return Panel(
+            Group(bar, facts), title=Text(self.title), title_align="left", width=width, box=box.ROUNDED, padding=(0, 1)
+        )
+
+    def _print(self) -> None:
+        self._printed, self._unprinted = self._clock(), False
+        words = [f"round {self._round}" + (f"/{self.planned}" if self.planned else "")]
+        if self._metric is not None and self._values:
+            words.append(f"{units.label(self._metric)} {units.measure(self._metric, self._values[-1])}")
+        if self._loss is not None and self._metric not in ("loss", "train_loss"):
+            words.append(f"loss {self._loss:.4g}")
+        if self._rejected:
+            words.append(f"{units.count(self._rejected)} rejected")
+        words += [f"{units.nbytes(self._up)} up", _rate(self.rate)]
+        left = self.time_left()
+        if left:
+            words.append(f"{units.duration(left)} left")
+        self.console.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple) else 0
+
+
+def _whole(value: Any) -> str:
+    found = run.number(value)
+    return "–" if found is None else units.count(found)
+
+
+def _rate(rate: float) -> str:
+    return f"{units.count(rate) if rate >= 10 else f'{rate:.1f}'} updates/s"
+
+
+def summary(record: RunRecord) -> Panel:
+    """What a run came to, as a panel to print at its end."""
+    sums, name = run.totals(record), run.headline(record)
+    final, best = run.final(record), run.best(record)
+    status = str(record.info.get("status") or "unknown")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    if name and final and best:
+        curve = run.series(record, name).y
+        facts.add_row(
+            units.label(name),
+            Text.assemble(
+                (units.measure(name, final.value), "bold"),
+                f"  best {units.measure(name, best.value)} in round {best.round}",
+            ),
+        )
+        facts.add_row("", Text(sparkline(curve, 40), style="cyan"))
+    planned = run.number(record.info.get("rounds"))
+    facts.add_row("rounds", units.count(sums.rounds) + (f" of {units.count(planned)}" if planned else ""))
+    rate = f", {_rate(sums.updates / sums.seconds)}" if sums.seconds else ""
+    facts.add_row("time", f"{units.duration(sums.seconds)}{rate}")
+    facts.add_row("bytes", f"{units.nbytes(sums.bytes_up)} up, {units.nbytes(sums.bytes_down)} down")
+    unheard = f", {units.count(sums.rejected)} answers rejected" if sums.rejected else ""
+    facts.add_row("clients", f"{units.count(sums.updates)} updates{unheard}")
+    if record.info.get("reason"):
+        facts.add_row("reason", Text(str(record.info["reason"])))
+    facts.add_row("folder", Text(str(record.path)))
+    title = Text.assemble((record.name, "bold"), f" {status}")
+    border = "green" if status == "finished" else "red" if status in ("failed", "interrupted") else "yellow"
+    return Panel(facts, title=title, title_align="left", border_style=border, expand=False, padding=(0, 1))

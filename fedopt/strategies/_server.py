@@ -1,0 +1,137 @@
+"""The server's half that averaging methods share: choose a cohort, send the model, aggregate, step.
+
+Functions over `Server`, the state of such a method; a strategy calls them and adds what is its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fedopt import keys
+from fedopt.optimizers import hyper_parameters
+from fedopt.problem import Problem
+from fedopt.programs import HYPER, kept_state
+from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Replies, Rule, Uplink
+
+
+class Parts(Protocol):
+    """What a strategy of this family is composed of."""
+
+    @property
+    def participation(self) -> Participation: ...
+    @property
+    def aggregator(self) -> Rule: ...
+    @property
+    def server(self) -> Optimizer: ...
+    @property
+    def batches(self) -> Batches: ...
+
+
+class Server(NamedTuple):
+    """State between rounds."""
+
+    round: int
+    model: Named
+    optimizer: Any
+    """State of the server optimizer."""
+    rule: Any
+    participation: Any
+    previous: Tensor
+    """The last aggregate `[d]` for rules that ask for it, else empty."""
+    own: Named
+    """What the strategy itself keeps at the server."""
+
+
+def init(parts: Parts, problem: Problem, own: Named | None = None) -> Server:
+    """First state: the problem's initial model, round 0."""
+    params, _ = problem.unpack(problem.initial)
+    wants_previous = "previous" in parts.aggregator.needs
+    return Server(
+        round=0,
+        model=dict(problem.initial),
+        optimizer=parts.server.init(params),
+        rule=parts.aggregator.init(problem.clients),
+        participation=parts.participation.init(problem),
+        previous=torch.zeros(problem.d if wants_previous else 0, dtype=problem.dtype),
+        own=own or {},
+    )
+
+
+def plan(
+    parts: Parts,
+    problem: Problem,
+    state: Server,
+    key: Tensor,
+    *,
+    optimizer: Optimizer | None,
+    down: Named | None = None,
+) -> Exchange:
+    """The model to a cohort, with the local optimizer's numbers for this round and what the strategy adds."""
+    pool = torch.arange(problem.clients)
+    count = parts.participation.head_count(state.participation, pool)
+    clients = parts.participation.choose(state.participation, count, pool, keys.fold(key, "participation"))
+    numbers = hyper_parameters(optimizer, state.round, problem.dtype) if optimizer is not None else {}
+    return Exchange(
+        program="train",
+        clients=clients,
+        down={**state.model, **{HYPER + name: value for name, value in numbers.items()}, **(down or {})},
+        batches=parts.batches,
+        reduce="mean" if parts.aggregator.scope == "linear" else "rows",
+    )
+
+
+def absorb(
+    parts: Parts, problem: Problem, state: Server, replies: Replies, key: Tensor, *, scale: float | Tensor = 1.0
+) -> tuple[Server, Info]:
+    """delta = rule(deltas); x <- server optimizer's step along scale * delta, whose gradient is -scale * delta.
+
+    A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so.
+    """
+    waiting = state._replace(round=state.round + 1)
+    accepted = replies.clients.numel()
+    refusal = "no answer was accepted" if accepted == 0 else parts.aggregator.admits(accepted)
+    if refusal is not None:
+        return waiting, {"kept_model": refusal}
+    offers: dict[str, Any] = {"weights": replies.weights, "clients": replies.clients, "key": keys.fold(key, "rule")}
+    if "previous" in parts.aggregator.needs:
+        offers["previous"] = state.previous
+    if "trial" in parts.aggregator.needs:
+        offers["trial"] = problem.trial(state.model)
+    delta, rule, info = parts.aggregator.apply(replies.vectors["delta"], state.rule, **offers)
+    params, _ = problem.unpack(state.model)
+    descent = problem.network.spec.unflatten(-scale * delta)
+    numbers = hyper_parameters(parts.server, state.round, problem.dtype)
+    params, optimizer = parts.server.update(descent, state.optimizer, params, numbers)
+    model = {"params": problem.network.spec.flatten(params)}
+    if "buffers" in replies.vectors:
+        model["buffers"] = weighted_mean(replies.vectors["buffers"], replies.weights)
+    new = Server(
+        round=state.round + 1,
+        model=model,
+        optimizer=optimizer,
+        rule=rule,
+        participation=parts.participation.observe(state.participation, replies),
+        previous=delta if "previous" in parts.aggregator.needs else state.previous,
+        own=state.own,
+    )
+    return new, {**info, "delta_norm": float(delta.norm())}
+
+
+def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i row_i / sum_i w_i; rows [n, k], weights [n]; the plain mean where all weights are zero."""
+    total = weights.sum()
+    share = torch.where(total > 0, weights / total, torch.ones_like(weights) / weights.numel())
+    return (share[:, None] * rows).sum(dim=0)
+
+
+def memory(optimizer: Optimizer, problem: Problem, keep_state: bool) -> Named:
+    """The memory that keeps the local optimizer's state with its client, if asked for."""
+    return kept_state(optimizer, problem) if keep_state else {}
+
+
+def uniform_weight(uplink: Uplink) -> Uplink:
+    """The same answer with weight 1: every client counts alike."""
+    return uplink._replace(weight=torch.ones_like(uplink.weight))

@@ -1,0 +1,223 @@
+"""The values that every part of fedopt exchanges: clients, uplinks, exchanges, replies, strategies.
+
+Everything here is a plain value or a protocol. Nothing imports another part of fedopt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Named = dict[str, Tensor]
+"""Tensors by name."""
+
+Carry = Any
+"""What a client program hands from one step to the next: a pytree of tensors."""
+
+State = Any
+"""A strategy's explicit state: a NamedTuple of tensors, numbers and nested states, with a field `round`."""
+
+Info = dict[str, Any]
+"""Numbers for people. Never needed again by the computation."""
+
+Batch = dict[str, Tensor]
+"""`x [B, ...]`, `y [B, ...]` and `mask [B]`, which is 1 for a sample and 0 for padding."""
+
+
+class FedoptError(Exception):
+    """A problem that the user can mend; the message says what was needed, what was given and what to change."""
+
+
+class Client(NamedTuple):
+    """What a client program sees of the world. Read-only."""
+
+    down: Named
+    """Sent to every client of the exchange (`params [d]`, `buffers [b]`, hyper-parameters as scalars)."""
+    own: Named
+    """Sent to this client alone."""
+    memory: Named
+    """What this client kept from its last exchange with this strategy."""
+    key: Tensor
+    """Counter key of (run, exchange, client), an int64 scalar; see `fedopt.keys`."""
+    samples: Tensor
+    """How many samples the client holds in the split that the exchange walks over (0 without data), int64."""
+
+
+class Uplink(NamedTuple):
+    """A client's answer."""
+
+    vectors: Named
+    """Flat vectors for the server, `delta [d]` before all; attacks, rules and codecs act on these."""
+    metrics: Named
+    """Scalars for the record."""
+    memory: Named
+    """The memory keys that changed. Committed by the engine only when the answer was accepted."""
+    weight: Tensor
+    """The client's weight in a weighted mean, usually its number of samples; a scalar."""
+
+
+class ClientProgram(NamedTuple):
+    """A client's half of an exchange as three pure functions, run for one client or for a cohort under vmap."""
+
+    start: Callable[[Client], Carry]
+    step: Callable[[Client, Carry, Batch], Carry]
+    finish: Callable[[Client, Carry], Uplink]
+
+
+class Programs(NamedTuple):
+    """All client programs of a strategy, with the first values of the memory that they share."""
+
+    work: Mapping[str, ClientProgram]
+    memory: Named
+
+
+class Batches(NamedTuple):
+    """How a client walks over its own data in one exchange."""
+
+    split: str = "train"
+    size: int | None = None
+    """Samples per batch; None is the client's whole split at once."""
+    epochs: int = 1
+    steps: int | None = None
+    """Exact number of batches, cycling over the data; overrides `epochs`."""
+    shuffle: bool = True
+
+
+class Exchange(NamedTuple):
+    """The server's half of an exchange: who does what with which values."""
+
+    program: str
+    clients: Tensor
+    """Client ids `[n]`, int64, strictly increasing."""
+    down: Named
+    own: Named = {}
+    """Rows `[n, ...]`, one for each of `clients`."""
+    batches: Batches | None = None
+    """None: the program needs no data."""
+    reduce: Literal["rows", "mean"] = "rows"
+    """`rows` keeps every client's vectors; `mean` lets the executor form the weighted mean where the work runs."""
+    keep: Any = None
+    """For the server alone, handed back with the replies."""
+
+
+class Rejection(NamedTuple):
+    """A client whose answer was not used."""
+
+    client: int
+    reason: str
+
+
+class Replies(NamedTuple):
+    """The accepted answers to an exchange, rows in the order of `clients`.
+
+    Under `reduce = "mean"`, `vectors` hold one row, the weighted mean over the accepted clients, and `weights` one
+    entry, their total weight. A rule of linear scope gives the same result on that row as on all rows, so `absorb`
+    reads both forms alike.
+    """
+
+    exchange: Exchange
+    clients: Tensor
+    """Ids of the accepted clients `[m]`, m <= n."""
+    vectors: Named
+    weights: Tensor
+    metrics: Named
+    memory: Named
+    rejected: tuple[Rejection, ...] = ()
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A federated method: pure functions over an explicit state.
+
+    `model` names what the server would publish now (`params`, and `buffers` where the model has any), or None for
+    methods without a common model.
+    """
+
+    def programs(self, problem: Any) -> Programs: ...
+    def init(self, problem: Any, key: Tensor) -> State: ...
+    def plan(self, problem: Any, state: State, key: Tensor) -> Exchange: ...
+    def absorb(self, problem: Any, state: State, replies: Replies, key: Tensor) -> tuple[State, Info]: ...
+    def model(self, problem: Any, state: State) -> Named | None: ...
+
+
+class Optimizer(Protocol):
+    """A local or server optimizer: a pair of pure functions, and the numbers they read at each call.
+
+    `update` is free of Python branches on tensor values, so that it runs for one model and, under vmap, for a cohort.
+    """
+
+    def init(self, params: Named) -> State: ...
+    def update(self, grads: Named, state: State, params: Named, hyper: Named) -> tuple[Named, State]: ...
+
+
+Scope = Literal["linear", "coordinate", "vector"]
+Knowledge = Literal["own", "colluders", "omniscient", "data"]
+
+
+class Rule(NamedTuple):
+    """An aggregation rule in the form the engine calls: `apply(updates [n, d], state, **offers)`.
+
+    `scope` is `linear` (a weighted mean of the rows may be handed in place of the rows), `coordinate` (each of the d
+    columns is treated alone) or `vector`.
+    """
+
+    name: str
+    scope: Scope
+    needs: frozenset[str]
+    admits: Callable[[int], str | None]
+    """None if n clients are enough, else what is needed and given."""
+    init: Callable[[int], State]
+    apply: Callable[..., tuple[Tensor, State, Info]]
+
+
+class Trial(NamedTuple):
+    """A trial function around the server's current point, for rules that score updates by their effect."""
+
+    loss: Callable[[Tensor], Tensor]
+    """`deltas [k, d] -> losses [k]` at base + delta."""
+    grad: Callable[[Tensor], Tensor]
+    """`delta [d] -> gradient [d]` at base + delta."""
+
+
+class Attack(NamedTuple):
+    """An attack in the form the engine calls.
+
+    `vectors(seen [k, d], b, key=..., n=...) -> [b, d]` gives the rows that the b attackers send; what is `seen`
+    follows from `knowledge`: each attacker's own row (`own`), all attackers' honest rows (`colluders`), or the honest
+    clients' rows (`omniscient`). An attack on data has `labels(labels, classes, key) -> labels` in place of it.
+    """
+
+    name: str
+    knowledge: Knowledge
+    vectors: Callable[..., Tensor] | None
+    labels: Callable[..., Tensor] | None
+
+
+class Codec(Protocol):
+    """A compressor of vectors: `decode(encode(x [d], key)) -> [d]`, with the exact size of what it encodes."""
+
+    def encode(self, x: Tensor, key: Tensor) -> bytes: ...
+    def decode(self, payload: bytes, numel: int) -> Tensor: ...
+    def nbytes(self, numel: int) -> int: ...
+
+
+class Participation(Protocol):
+    """Who takes part: an explicit state, a choice, and what is learnt from the answers."""
+
+    def init(self, problem: Any) -> State: ...
+    def head_count(self, state: State, pool: Tensor) -> int: ...
+    def choose(self, state: State, count: int, pool: Tensor, key: Tensor) -> Tensor: ...
+    def observe(self, state: State, replies: Replies) -> State: ...
+
+
+Clients = Sequence[int] | Tensor
+"""Client ids wherever a person writes them."""
+
+
+def client_ids(clients: Clients) -> Tensor:
+    """Ids as the engine wants them: int64, increasing, each once."""
+    ids = torch.as_tensor(clients, dtype=torch.int64).flatten()
+    return torch.unique(ids, sorted=True)

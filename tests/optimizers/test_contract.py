@@ -1,0 +1,227 @@
+"""What every optimizer of the registry promises, whoever wrote it."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedopt import schedules
+from fedopt.optimizers import as_torch, build, hyper, hyper_parameters, registry, scalar_fields
+from fedopt.types import Named, Optimizer
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01},
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    ],
+    "adam": [{"weight_decay": 0.1}, {"bias_correction": False, "eps": 1e-3, "initial_accumulator": 1e-6}],
+    "adamw": [{"bias_correction": False, "initial_accumulator": 1e-4}],
+    "yogi": [{"bias_correction": True, "weight_decay": 0.1}],
+    "adagrad": [{"initial_accumulator": 0.1, "weight_decay": 0.01, "beta1": 0.5}],
+}
+
+
+def cases() -> list[Any]:
+    found = []
+    for name in registry.names():
+        required = {o.name: 0.05 for o in registry.options(name).values() if o.required}
+        for index, options in enumerate([required, *VARIANTS.get(name, [])]):
+            found.append(pytest.param(name, options, id=f"{name}-{index}"))
+    return found
+
+
+every = pytest.mark.parametrize(("name", "options"), cases())
+
+SHAPES = {"w": (3, 2), "b": (2,), "s": ()}
+
+
+def some(seed: int, *lead: int) -> Named:
+    generator = torch.Generator().manual_seed(seed)
+    return {k: torch.randn((*lead, *s), generator=generator, dtype=torch.float64) for k, s in SHAPES.items()}
+
+
+def run(optimizer: Optimizer, params: Named, grads: list[Named]) -> Named:
+    state = optimizer.init(params)
+    for g in grads:
+        params, state = optimizer.update(g, state, params, hyper(optimizer, 0))
+    return params
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def assert_close(a: Named, b: Named) -> None:
+    assert list(a) == list(b)
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-12)
+
+
+@every
+def test_the_parameters_move(name: str, options: dict[str, Any]) -> None:
+    params = some(0)
+    new = run(build(name, options), params, [some(1)])
+    for k in params:
+        assert new[k].shape == params[k].shape and new[k].dtype == params[k].dtype
+        assert not torch.equal(new[k], params[k])
+
+
+@every
+def test_facade_equals_pair(name: str, options: dict[str, Any]) -> None:
+    optimizer, start, grads = build(name, options), some(0), [some(t) for t in range(1, 8)]
+    tensors = [torch.nn.Parameter(x.clone()) for x in start.values()]
+    facade = as_torch(tensors, optimizer)
+    assert isinstance(facade, torch.optim.Optimizer)
+    for g in grads:
+        facade.zero_grad()
+        for t, x in zip(tensors, g.values(), strict=True):
+            t.grad = x.clone()
+        facade.step()
+    assert_close(dict(zip(start, (t.detach() for t in tensors), strict=True)), run(optimizer, start, grads))
+
+
+@every
+def test_stacked_equals_pair(name: str, options: dict[str, Any]) -> None:
+    optimizer, n = build(name, options), 4
+    start, grads = some(0, n), [some(t, n) for t in range(1, 8)]
+    params, state = start, torch.vmap(optimizer.init)(start)
+    step = torch.vmap(optimizer.update, in_dims=(0, 0, 0, None))
+    for g in grads:
+        params, state = step(g, state, params, hyper(optimizer, 0))
+    assert all(x.shape[0] == n for x in leaves(state))
+    for i in range(n):
+        alone = run(optimizer, {k: x[i] for k, x in start.items()}, [{k: x[i] for k, x in g.items()} for g in grads])
+        assert_close({k: x[i] for k, x in params.items()}, alone)
+
+
+@every
+def test_stacked_with_hyper_parameters_of_each_client(name: str, options: dict[str, Any]) -> None:
+    optimizer, n = build(name, options), 3
+    params, grads = some(0, n), some(1, n)
+    own = {k: torch.stack([h * (1 - 0.1 * i) for i in range(n)]) for k, h in hyper(optimizer, 0).items()}
+    state = torch.vmap(optimizer.init)(params)
+    new, _ = torch.vmap(optimizer.update)(grads, state, params, own)
+    for i in range(n):
+        x, g = ({k: v[i] for k, v in tree.items()} for tree in (params, grads))
+        alone, _ = optimizer.update(g, optimizer.init(x), x, {k: h[i] for k, h in own.items()})
+        assert_close({k: v[i] for k, v in new.items()}, alone)
+
+
+@every
+def test_clients_may_be_at_different_steps(name: str, options: dict[str, Any]) -> None:
+    optimizer, h = build(name, options), hyper(build(name, options), 0)
+    fresh, veteran = some(0), some(1)
+    states = [optimizer.init(fresh), optimizer.init(veteran)]
+    for t in range(5):
+        veteran, states[1] = optimizer.update(some(10 + t), states[1], veteran, h)
+    grads = [some(2), some(3)]
+    together = torch.utils._pytree.tree_map(lambda *x: torch.stack(x), *states)
+    new, _ = torch.vmap(optimizer.update, in_dims=(0, 0, 0, None))(
+        {k: torch.stack([g[k] for g in grads]) for k in SHAPES},
+        together,
+        {k: torch.stack([fresh[k], veteran[k]]) for k in SHAPES},
+        h,
+    )
+    for i, x in enumerate((fresh, veteran)):
+        assert_close({k: v[i] for k, v in new.items()}, optimizer.update(grads[i], states[i], x, h)[0])
+
+
+@every
+def test_nothing_given_is_changed(name: str, options: dict[str, Any]) -> None:
+    optimizer = build(name, options)
+    params, grads, h = some(0), some(1), hyper(optimizer, 0)
+    _, state = optimizer.update(some(2), optimizer.init(params), params, h)
+    given = (grads, state, params, h)
+    before = copy.deepcopy(given)
+    optimizer.update(*given)
+    for a, b in zip(leaves(given), leaves(before), strict=True):
+        assert torch.equal(a, b)
+
+
+@every
+def test_dtype_of_params_and_state_is_kept(name: str, options: dict[str, Any]) -> None:
+    optimizer = build(name, options)
+    params = {k: x.float() for k, x in some(0).items()}
+    state = optimizer.init(params)
+    for _ in range(2):
+        params, state = optimizer.update({k: x.float() for k, x in some(1).items()}, state, params, hyper(optimizer, 0))
+    assert all(x.dtype == torch.float32 for x in leaves((params, state)))
+
+
+@every
+def test_facade_state_dict_round_trip_continues_identically(name: str, options: dict[str, Any]) -> None:
+    optimizer, grads = build(name, options), [some(t) for t in range(1, 9)]
+
+    def fresh(values: list[Tensor]) -> tuple[list[Tensor], torch.optim.Optimizer]:
+        tensors: list[Tensor] = [torch.nn.Parameter(x.detach().clone()) for x in values]
+        return tensors, as_torch(tensors, optimizer)
+
+    def advance(tensors: list[Tensor], facade: torch.optim.Optimizer, some_grads: list[Named]) -> None:
+        for g in some_grads:
+            for t, x in zip(tensors, g.values(), strict=True):
+                t.grad = x.clone()
+            facade.step()
+
+    whole, facade = fresh(list(some(0).values()))
+    advance(whole, facade, grads[:4])
+    file = io.BytesIO()
+    torch.save(facade.state_dict(), file)
+    file.seek(0)
+    resumed, second = fresh(whole)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    copied = copy.deepcopy(facade)
+    advance(whole, facade, grads[4:])
+    advance(resumed, second, grads[4:])
+    advance(copied.param_groups[0]["params"], copied, grads[4:])
+    for a, b, c in zip(whole, resumed, copied.param_groups[0]["params"], strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@every
+def test_a_schedule_is_read_at_the_round(name: str, options: dict[str, Any]) -> None:
+    table = {"schedule": "linear", "start": 0.2, "end": 0.0, "rounds": 4}
+    scheduled = build(name, {**options, "lr": table})
+    params, grads = some(0), some(1)
+    state = scheduled.init(params)
+    for round in range(4):
+        fixed = build(name, {**options, "lr": 0.2 - 0.05 * round})
+        got, after = scheduled.update(grads, state, params, hyper(scheduled, round))
+        want, _ = fixed.update(grads, state, params, hyper(fixed, 0))
+        assert_close(got, want)
+        params, state = got, after
+
+
+@every
+def test_facade_advances_its_own_schedule_with_each_step(name: str, options: dict[str, Any]) -> None:
+    table = {"schedule": "linear", "start": 0.2, "end": 0.0, "rounds": 4}
+    scheduled = build(name, {**options, "lr": table})
+    tensor = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    facade = as_torch([tensor], scheduled)
+    params: Named = {"x": tensor.detach().clone()}
+    state = scheduled.init(params)
+    for round in range(4):
+        tensor.grad = torch.full((2,), 0.5, dtype=torch.float64)
+        facade.step()
+        params, state = scheduled.update({"x": tensor.grad}, state, params, hyper(scheduled, round))
+    torch.testing.assert_close(tensor.detach(), params["x"], rtol=0, atol=1e-12)
+
+
+@every
+def test_hyper_parameters_are_scalars_of_the_wanted_dtype(name: str, options: dict[str, Any]) -> None:
+    optimizer = build(name, options)
+    assert "lr" in scalar_fields(type(optimizer))
+    for dtype in (torch.float32, torch.float64):
+        for field, h in hyper_parameters(optimizer, 3, dtype).items():
+            assert h.shape == () and h.dtype == dtype
+            assert float(h) == pytest.approx(schedules.at(getattr(optimizer, field), 3), rel=1e-6)
+
+
+@every
+def test_optimizers_are_values(name: str, options: dict[str, Any]) -> None:
+    assert build(name, options) == build(name, options)
+    assert hash(build(name, options)) == hash(build(name, options))
