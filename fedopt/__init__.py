@@ -1,8 +1,8 @@
 """fedopt: federated and distributed learning, simulated on one machine and deployed as it was simulated.
 
-    import fedopt
-    result = fedopt.run("configs/quickstart.toml", ["run.rounds=5"], out="runs/try")
-    result.history[-1]["accuracy"]; result.model
+import fedopt
+result = fedopt.run("configs/quickstart.toml", ["run.rounds=5"], out="runs/try")
+result.history[-1]["accuracy"]; result.model
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import json
@@ -45,12 +46,15 @@ Changes = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=VALUE",
 
 def main() -> None:
     """Entry point: an error of the user's making is one clear line and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)]
+    )
     sys.path.insert(0, os.getcwd())  # own rules and attacks beside the config are found by import path
     try:
         app()
     except FedoptError as error:
-        errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        for text in (str(error), *getattr(error, "__notes__", ())):
+            errors.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from error
 
 
@@ -65,22 +69,22 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")] = False,
 ) -> None:
     """Run an experiment; with --sweep or --seeds, one after another in sub-folders, skipping what is finished."""
-    cells = list(_cells(configs.load(config, changes or []), changes or [], sweep or [], seeds))
+    first = configs.load(config, changes or [])
+    cells = list(_cells(first, changes or [], sweep or [], seeds))
     setups = [experiment.build(configs.load(config, more)) for _, more in cells[:1]]
     for _, more in cells[1:]:  # a mistake in the last cell is found before the first one runs
         configs.load(config, more)
     done = []
     for number, (folder, more) in enumerate(cells):
-        if len(cells) > 1 and _finished(folder):
-            console.print(f"{folder} is finished already")
-            done.append(folder)
+        done.append(folder)
+        if len(cells) > 1 and _finished(folder, configs.load(config, more)):
+            console.print(f"{folder} is finished already", highlight=False, soft_wrap=True)
             continue
         again = len(cells) > 1 and (folder / "config.toml").exists()
         setup = setups[0] if number == 0 else experiment.build(configs.load(config, more))
         _execute(setup, folder, quiet, resume=again)
-        done.append(folder)
     if len(done) > 1:
-        _compare(done, done[0].parent / "compare.html")
+        _compare(done, _root(first) / "compare.html")
 
 
 @app.command()
@@ -108,7 +112,9 @@ def check(config: ConfigFile, changes: Changes = None) -> None:
 def show(config: ConfigFile, changes: Changes = None) -> None:
     """Print the resolved experiment: the config with its base, changes and defaults."""
     resolved = configs.load(config, changes or []).to_toml()
-    console.print(Syntax(resolved, "toml", background_color="default") if console.is_terminal else resolved, highlight=False)
+    console.print(
+        Syntax(resolved, "toml", background_color="default") if console.is_terminal else resolved, highlight=False
+    )
 
 
 @app.command("list")
@@ -178,7 +184,7 @@ def replay(
     def before(setup: experiment.Setup, planned: Any) -> None:
         console.print(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
         if debugger:
-            breakpoint()  # noqa: T100 - what the option is for
+            breakpoint()
 
     uplink = experiment.replay(folder, exchange, client, before=before)
     for name, vector in uplink.vectors.items():
@@ -192,7 +198,7 @@ def _cells(
     config: configs.Config, changes: Sequence[str], sweeps: Sequence[str], seeds: int
 ) -> Iterator[tuple[Path, list[str]]]:
     """Folder and changes of each run."""
-    root = Path(config.run.out or Path("runs") / config.run.name)
+    root = _root(config)
     axes = []
     for sweep in sweeps:
         path, equals, values = sweep.partition("=")
@@ -221,9 +227,17 @@ def _split(values: str) -> list[str]:
     return parts
 
 
-def _finished(folder: Path) -> bool:
+def _root(config: configs.Config) -> Path:
+    """The folder of a run, or of the runs of a sweep."""
+    return Path(config.run.out or Path("runs") / config.run.name)
+
+
+def _finished(folder: Path, config: configs.Config) -> bool:
+    """Whether this very experiment was run in the folder to its end."""
     path = folder / "run.json"
-    return path.exists() and json.loads(path.read_text())["status"] in ("finished", "stopped")
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["status"] not in ("finished", "stopped"):
+        return False
+    return not configs.differences(experiment.stored_config(folder), config).keys() - {"run.out"}
 
 
 def _execute(setup: experiment.Setup, folder: Path, quiet: bool, resume: bool) -> None:
@@ -236,15 +250,20 @@ def _execute(setup: experiment.Setup, folder: Path, quiet: bool, resume: bool) -
         else:
             with live.LiveView(config.run.rounds, title, console) as view:
                 result = experiment.execute(setup, folder, callbacks=[view.update, *follow], resume=resume)
+    except BaseException:
+        with contextlib.suppress(FedoptError, OSError):  # the report of a failed run must not hide why it failed
+            html.write(folder)
+        raise
     finally:
         for tracker in follow:
             tracker.close()
-        if (folder / "run.json").exists():
-            path = html.write(folder)
+    path = html.write(folder)
     if not quiet:
         console.print(live.summary(record.read(folder)))
     console.print(f"{result.status}: {result.reason}", highlight=False)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    if result.status == "interrupted":
+        raise typer.Exit(130)
 
 
 def _compare(folders: Sequence[Path], out: Path) -> None:

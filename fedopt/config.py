@@ -181,7 +181,7 @@ def load(source: str | Path | Mapping[str, Any] | Config, changes: Sequence[str]
     if isinstance(source, Config):
         document = source.document()
     elif isinstance(source, Mapping):
-        document = json.loads(json.dumps(dict(source)))
+        document = json.loads(_as_json(source))
     else:
         document = read_file(Path(source))
     for change in changes:
@@ -196,6 +196,8 @@ def read_file(path: Path) -> dict[str, Any]:
     base = document.pop("base", None)
     if base is None:
         return document
+    if not isinstance(base, str):
+        raise ConfigError("base", f"the path of another config, relative to this one, is needed; {base!r} was given")
     lower = _toml(path.parent / base)
     if "base" in lower:
         raise ConfigError("base", f"{base} has a base of its own; one level is allowed: merge the two files")
@@ -207,7 +209,11 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(lower)
     for key, value in upper.items():
         old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("name", old.get("name")) == old.get("name"):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
@@ -236,13 +242,19 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
             if not isinstance(here.get(part, {}), dict | list):
                 here[part] = {"name": here[part]}
             here = here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            below = ".".join(path[: depth + 1])
+            raise ConfigError(".".join(path), f"{below} is {here!r}, which has nothing below it to change")
     last = path[-1]
     if isinstance(here, list):
         here[_index(here, path, len(path) - 1)] = value
         return
-    if last == "name" and path[0] != "run" and here.get("name") not in (None, value):
-        own = {"data": Data, "model": Model, "strategy": Strategy}.get(path[0], Component)
-        for key in [key for key in here if key not in own.model_fields or len(path) > 2]:
+    if last == "name" and path[0] not in ("run", "executor") and here.get("name") not in (None, value):
+        # the old component's options mean nothing to the new one; the section's own keys stay
+        sections: dict[str, type[Component]] = {"data": Data, "model": Model, "strategy": Strategy, "attack": Attack}
+        nested = len(path) > 2 and path[0] != "attack"
+        own = Component if nested else sections.get(path[0], Component)
+        for key in [key for key in here if key not in own.model_fields]:
             del here[key]
     here[last] = value
 
@@ -257,17 +269,24 @@ def check_document(document: dict[str, Any]) -> Config:
     """The document as a Config whose components exist and whose options they accept."""
     document = _spread(document)
     try:
-        config = Config.model_validate_json(json.dumps(document), strict=True)
-    except TypeError as error:
-        raise ConfigError("config", f"only numbers, words, lists and tables are allowed: {error}") from None
+        config = Config.model_validate_json(_as_json(document), strict=True)
     except pydantic.ValidationError as error:
         raise _first(error) from None
     for where, component in components(config):
         SECTIONS[_room(where)].validate(component.name, component.options, where)
     if config.model.loss is not None and config.model.loss not in LOSSES:
         known = ", ".join(LOSSES)
-        raise ConfigError("model.loss", f"no loss '{config.model.loss}'.{nearest(config.model.loss, LOSSES)} Known: {known}")
+        raise ConfigError(
+            "model.loss", f"no loss '{config.model.loss}'.{nearest(config.model.loss, LOSSES)} Known: {known}"
+        )
     return config
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(document))
+    except TypeError as error:
+        raise ConfigError("config", f"only numbers, words, lists and tables are allowed: {error}") from None
 
 
 def components(config: Config) -> list[tuple[str, Component]]:
@@ -320,7 +339,7 @@ def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError("config", f"there is no file {path}.{nearest(str(path), known)}") from None
@@ -347,7 +366,9 @@ def _known(location: Sequence[str]) -> list[str]:
     fields: Any = Config.model_fields
     for part in location:
         kind = fields[part].annotation
-        inner = [t for t in getattr(kind, "__args__", (kind,)) if isinstance(t, type) and issubclass(t, pydantic.BaseModel)]
+        inner = [
+            t for t in getattr(kind, "__args__", (kind,)) if isinstance(t, type) and issubclass(t, pydantic.BaseModel)
+        ]
         if not inner:
             return []
         fields = inner[0].model_fields

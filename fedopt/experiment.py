@@ -6,45 +6,49 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedopt import aggregators, attacks, compression, config as configs, data, keys, models, optimizers, participation
-from fedopt import strategies
+from fedopt import aggregators, attacks, compression, data, keys, models, optimizers, participation, strategies
+from fedopt import config as configs
 from fedopt.config import Config, Stop
 from fedopt.data import Dataset, Federation, federate, pool
 from fedopt.engine import evaluate
 from fedopt.engine.adversary import Adversary, Group
 from fedopt.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest, save_checkpoint
 from fedopt.engine.cohort import assemble
-from fedopt.engine.loop import Executor, Step, exchanges
+from fedopt.engine.loop import Executor, exchanges
 from fedopt.engine.memory import ClientMemory
 from fedopt.engine.record import (
     Metrics,
+    RecordError,
     describe_partition,
     exchange_line,
     named_model,
     read_lines,
+    write_bytes,
     write_json,
+    write_text,
 )
-from fedopt.engine.serial import Serial, run_client
+from fedopt.engine.serial import ClientError, Serial, run_client
 from fedopt.engine.stacked import Stacked
 from fedopt.problem import LOSSES, Network, Problem
 from fedopt.registry import ConfigError, facts, parameters
-from fedopt.types import Codec, Exchange, FedoptError, Named, State, Strategy, Uplink
+from fedopt.types import Batches, Codec, Exchange, Named, State, Strategy, Uplink
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,7 @@ class Experiment:
     """An experiment in Python: every part is a name, a table of options as in the config file, or an own object.
 
         result = Experiment(model=MyNet(), data="digits", strategy="fedavg", optimizer={"name": "sgd", "lr": 0.1},
-                            data_options={"clients": 50}, run={"rounds": 20}).run("runs/mine")
+                            data_options={"clients": 50}, run_options={"rounds": 20}).run("runs/mine")
 
     model: also an `nn.Module`; data: also a `Dataset` or a `Federation`; strategy: also a strategy value.
     callbacks: called with each line of the record.
@@ -117,7 +121,16 @@ class Experiment:
     def setup(self) -> Setup:
         """Build and check, without running."""
         document: dict[str, Any] = {"run": dict(self.run_options), "attack": [dict(a) for a in self.attack]}
-        for name in ("model", "data", "strategy", "participation", "aggregator", "compression", "optimizer", "executor"):
+        for name in (
+            "model",
+            "data",
+            "strategy",
+            "participation",
+            "aggregator",
+            "compression",
+            "optimizer",
+            "executor",
+        ):
             value = getattr(self, name)
             if isinstance(value, str):
                 document[name] = {"name": value}
@@ -157,7 +170,7 @@ def build(
     config: Config,
     *,
     model: nn.Module | None = None,
-    data: Dataset | Federation | None = None,  # noqa: A002
+    data: Dataset | Federation | None = None,
     strategy: Strategy | None = None,
 ) -> Setup:
     """Everything that a config describes, checked; objects take the place of their sections."""
@@ -165,6 +178,7 @@ def build(
     key = keys.root(config.run.seed)
     dtype = getattr(torch, config.run.dtype)
     federation = data if isinstance(data, Federation) else _federation(config, data, key)
+    portable = model is None and data is None and strategy is None
     if strategy is None:
         strategy = _strategy(config)
     if facts(type(strategy)).get("pooled"):
@@ -175,15 +189,9 @@ def build(
     problem = _problem(config, federation, model, key, dtype)
     executor = Serial() if config.executor.name == "serial" else Stacked(config.executor.memory_mb)
     codec = compression.build(config.compression.name, config.compression.options)
-    portable = model is None and data is None and strategies_from_config(config, strategy)
     setup = Setup(config, problem, strategy, executor, adversary, codec, key, portable)
     _check(setup)
     return setup
-
-
-def strategies_from_config(config: Config, strategy: Strategy) -> bool:
-    """Whether the strategy is the one that the config names."""
-    return type(strategy) is strategies.registry.get(config.strategy.name)
 
 
 def _federation(config: Config, dataset: Dataset | None, key: Tensor) -> Federation:
@@ -216,7 +224,9 @@ def _cast(federation: Federation, dtype: torch.dtype) -> Federation:
     return federation._replace(splits=splits, server=server)
 
 
-def _problem(config: Config, federation: Federation, module: nn.Module | None, key: Tensor, dtype: torch.dtype) -> Problem:
+def _problem(
+    config: Config, federation: Federation, module: nn.Module | None, key: Tensor, dtype: torch.dtype
+) -> Problem:
     section = config.model
     classification = federation.task == "classification"
     if module is None:
@@ -255,7 +265,9 @@ def _try_model(problem: Problem, name: str, loss: str) -> None:
             f" {tuple(y.shape[1:])} {y.dtype}, {problem.data.classes} classes ({reason})",
         ) from error
     if each.shape != (x.shape[0],):
-        raise ConfigError("model.loss", f"'{loss}' gave shape {tuple(each.shape)} for {x.shape[0]} samples; one loss each is needed")
+        raise ConfigError(
+            "model.loss", f"'{loss}' gave shape {tuple(each.shape)} for {x.shape[0]} samples; one loss each is needed"
+        )
 
 
 def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
@@ -271,11 +283,15 @@ def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
             ids = torch.tensor(section.clients, dtype=torch.int64)
             wrong = [c for c in section.clients if not 0 <= c < clients]
             if wrong or ids.unique().numel() != ids.numel():
-                raise ConfigError(f"{where}.clients", f"different ids from 0 to {clients - 1} are needed; {section.clients} given")
+                raise ConfigError(
+                    f"{where}.clients", f"different ids from 0 to {clients - 1} are needed; {section.clients} given"
+                )
         else:
             count = section.count if section.count is not None else int((section.share or 0.0) * clients + 1e-9)
             if not 0 < count <= free.numel():
-                raise ConfigError(f"{where}.{given[0]}", f"asks for {count} attackers of the {free.numel()} clients left")
+                raise ConfigError(
+                    f"{where}.{given[0]}", f"asks for {count} attackers of the {free.numel()} clients left"
+                )
             ids = free[:count]
         taken = ~torch.isin(ids, free)
         if bool(taken.any()):
@@ -289,7 +305,8 @@ def _strategy(config: Config) -> Strategy:
     """The strategy with its parts: a part is given to the strategies that have a parameter of its name."""
     section = config.strategy
     component = strategies.registry.get(section.name, "strategy.name")
-    wants = set(parameters(component))
+    options = parameters(component)
+    wants = set(options)
     parts: dict[str, Any] = strategies.registry.validate(section.name, section.options, "strategy")
     for part in ("participation", "aggregator", "optimizer"):
         if getattr(config, part) is not None and part not in wants:
@@ -297,27 +314,31 @@ def _strategy(config: Config) -> Strategy:
     if section.server is not None and "server" not in wants:
         raise ConfigError("strategy.server", f"strategy '{section.name}' has no server step; remove the key")
     if "participation" in wants:
-        part = config.participation or configs.Component(name="uniform")
-        parts["participation"] = participation.build(part.name, part.options)
+        selection = config.participation or configs.Component(name="uniform")
+        parts["participation"] = participation.build(selection.name, selection.options)
     if "aggregator" in wants:
-        part = config.aggregator or configs.Component(name="mean")
-        parts["aggregator"] = aggregators.build(part.name, part.options)
+        rule = config.aggregator or configs.Component(name="mean")
+        parts["aggregator"] = aggregators.build(rule.name, rule.options)
     if "optimizer" in wants:
         if config.optimizer is None:
-            raise ConfigError("optimizer", f"strategy '{section.name}' trains at the clients; add [optimizer] name and lr")
+            raise ConfigError(
+                "optimizer", f"strategy '{section.name}' trains at the clients; add [optimizer] name and lr"
+            )
         parts["optimizer"] = optimizers.build(config.optimizer.name, config.optimizer.options)
     if "server" in wants:
         server = section.server or configs.Component.model_validate({"name": "sgd", "lr": 1.0})
         parts["server"] = optimizers.build(server.name, server.options, "strategy.server")
-    walk = {"size": section.batch_size, "epochs": section.epochs, "steps": section.steps}
-    walk = {name: value for name, value in walk.items() if value is not None}
-    if walk and "batches" not in wants:
+    given = (section.batch_size, section.epochs, section.steps)
+    if any(value is not None for value in given) and "batches" not in wants:
         raise ConfigError("strategy", f"'{section.name}' takes no batch_size, epochs or steps; remove them")
     if "batches" in wants:
-        default = next(f.default for f in fields(component) if f.name == "batches")
-        if walk.get("size") == 0:
-            walk["size"] = None
-        parts["batches"] = default._replace(**walk)
+        default: Batches = options["batches"].default
+        size = default.size if section.batch_size is None else section.batch_size
+        parts["batches"] = default._replace(
+            size=size or None,  # 0 in a config, None in the walk: everything at once
+            epochs=section.epochs or default.epochs,
+            steps=section.steps or default.steps,
+        )
     built: Strategy = component(**parts)
     return built
 
@@ -339,13 +360,20 @@ def _check(setup: Setup) -> None:
         if refusal is not None:
             raise ConfigError("aggregator", refusal)
         if "trial" in rule.needs and "trial" not in problem.data.server:
-            raise ConfigError("data.trial_samples", f"rule '{rule.name}' needs a trial set at the server; set it to 500, say")
+            raise ConfigError(
+                "data.trial_samples", f"rule '{rule.name}' needs a trial set at the server; set it to 500, say"
+            )
         if "reference" in rule.needs:
-            raise ConfigError("aggregator", f"rule '{rule.name}' needs a reference update of the server's own, which"
-                              f" strategy '{config.strategy.name}' does not compute; take another rule")
+            raise ConfigError(
+                "aggregator",
+                f"rule '{rule.name}' needs a reference update of the server's own, which"
+                f" strategy '{config.strategy.name}' does not compute; take another rule",
+            )
     if config.run.evaluate_clients_every and "valid" not in problem.data.splits:
-        raise ConfigError("data.valid_share", "clients evaluate on a split of their own; set a share > 0, or"
-                          " run.evaluate_clients_every = 0")
+        raise ConfigError(
+            "data.valid_share",
+            "clients evaluate on a split of their own; set a share > 0, or run.evaluate_clients_every = 0",
+        )
     stop = config.run.stop
     if stop is not None:
         if stop.target is None and stop.patience is None:
@@ -393,7 +421,7 @@ def execute(
         done, state = _restore(setup, config, folder, memory, state)
     else:
         _claim(folder)
-    (folder / "config.toml").write_text(config.to_toml())
+    write_text(folder / "config.toml", config.to_toml())
     write_json(folder / "partition.json", describe_partition(problem, setup.adversary))
     about = _about(setup, config, "running", "")
     write_json(folder / "run.json", about)
@@ -453,22 +481,26 @@ def execute(
             model = strategy.model(problem, state)
             final = named_model(problem, model) if model is not None else None
             if final is not None:
-                save_file(final, folder / "model.safetensors")
+                write_bytes(folder / "model.safetensors", save(final))
         except BaseException as error:
-            status, reason = "failed", f"{type(error).__name__}: {error}"
-            if last > done:
-                with contextlib.suppress(FedoptError, OSError):
+            status, reason = "failed", f"exchange {last}: {type(error).__name__}: {error}"
+            if isinstance(error, KeyboardInterrupt):
+                status, reason = "interrupted", "by the user, within an exchange; continue with 'fedopt resume'"
+            if isinstance(error, ClientError):
+                error.add_note(f"look at it with: fedopt replay {folder} --exchange {last} --client {error.client}")
+            # a line that is missing, or memory that may be half committed, would make a checkpoint that skips something
+            whole = len(metrics.lines) == last and (isinstance(error, Exception) or not memory.first)
+            if last > done and whole:
+                with contextlib.suppress(Exception):
                     checkpoint()
-            raise
-        finally:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(RecordError):
                 write_json(folder / "run.json", _about(setup, config, status, reason, started=about["started"]))
+            raise
+        write_json(folder / "run.json", _about(setup, config, status, reason, started=about["started"]))
     return Result(metrics.lines, final, folder, status, reason, state, setup)
 
 
-def resume_run(
-    folder: str | Path, changes: Sequence[str] = (), *, callbacks: Sequence[Callback] = ()
-) -> Result:
+def resume_run(folder: str | Path, changes: Sequence[str] = (), *, callbacks: Sequence[Callback] = ()) -> Result:
     """Continue the run in a folder, from its newest checkpoint; `changes` may extend it but not alter its numbers."""
     folder = Path(folder)
     config = stored_config(folder, changes)
@@ -476,14 +508,22 @@ def resume_run(
 
 
 def stored_config(folder: Path, changes: Sequence[str] = ()) -> Config:
-    """The config of a run folder."""
-    path = folder / "config.toml"
+    """The config of a run folder. Raises ConfigError for a run that held objects which no config can describe."""
+    path, about = folder / "config.toml", folder / "run.json"
     if not path.exists():
         raise ConfigError("run.out", f"{folder} is no run folder: it has no config.toml")
+    if about.exists() and not json.loads(about.read_text(encoding="utf-8"))["portable"]:
+        raise ConfigError(
+            "run.out",
+            f"{folder} was run from Python with a module, data or a strategy of its own, which its config does not"
+            " hold; go on with Experiment(...).resume(folder)",
+        )
     return configs.load(path, changes)
 
 
-def replay(folder: str | Path, exchange: int, client: int, *, before: Callable[[Setup, Exchange], object] | None = None) -> Uplink:
+def replay(
+    folder: str | Path, exchange: int, client: int, *, before: Callable[[Setup, Exchange], object] | None = None
+) -> Uplink:
     """Repeat one client's work of one exchange, alone and eagerly, and return its answer.
 
     The federation is run again from the newest checkpoint that is old enough. `before` is called right before the
@@ -496,7 +536,7 @@ def replay(folder: str | Path, exchange: int, client: int, *, before: Callable[[
     state = strategy.init(problem, keys.fold(setup.key, "init"))
     lines = len(read_lines(folder / "metrics.jsonl"))
     if not 0 <= exchange < lines + 1:
-        raise ConfigError("--exchange", f"the run has the exchanges 0 to {lines - 1}; {exchange} was given")
+        raise ConfigError("--exchange", f"0 to {lines} can be replayed, {lines} being the next; {exchange} was given")
     first = 0
     found = newest(folder / "checkpoints", at_most=exchange)
     if found is not None:
@@ -511,7 +551,9 @@ def replay(folder: str | Path, exchange: int, client: int, *, before: Callable[[
     planned = strategy.plan(problem, state, keys.fold(here, "plan"))
     row = torch.nonzero(planned.clients == client).flatten()
     if row.numel() == 0:
-        raise ConfigError("--client", f"client {client} took no part in exchange {exchange}: {planned.clients.tolist()} did")
+        raise ConfigError(
+            "--client", f"client {client} took no part in exchange {exchange}: {planned.clients.tolist()} did"
+        )
     if before is not None:
         before(setup, planned)
     cohort = assemble(problem, planned, memory.of(planned.clients), here)
@@ -530,43 +572,64 @@ def _ended(config: Config, lines: list[dict[str, Any]], state: State) -> str:
 
 def early_stop(stop: Stop | None, lines: Sequence[Mapping[str, Any]]) -> str:
     """Why `stop` ends a run with these lines, or the empty string."""
-    values = [] if stop is None else [line[stop.metric] for line in lines if line.get(stop.metric) is not None]
-    if stop is None or not values:
+    found = [] if stop is None else [line[stop.metric] for line in lines if stop.metric in line]
+    if stop is None or not found:
         return ""
     sign = -1.0 if stop.metric == "loss" else 1.0
-    if stop.target is not None and sign * values[-1] >= sign * stop.target:
-        return f"{stop.metric} {values[-1]:.4g} reached the target {stop.target:.4g}"
+    values = [-float("inf") if value is None else sign * value for value in found]  # None stands for NaN
+    if stop.target is not None and values[-1] >= sign * stop.target:
+        return f"{stop.metric} {found[-1]:.4g} reached the target {stop.target:.4g}"
     if stop.patience is not None:
         best, since = -float("inf"), 0
         for value in values:
-            improved = sign * value > best + stop.min_delta
-            best, since = (sign * value, 0) if improved else (best, since + 1)
+            best, since = (value, 0) if value > best + stop.min_delta else (best, since + 1)
         if since >= stop.patience:
             return f"{stop.metric} did not improve on {sign * best:.4g} in {since} evaluations"
     return ""
 
 
 def _claim(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        what = "holds a run already; continue it with 'fedopt resume'" if (folder / "config.toml").exists() else "is not empty"
-        raise ConfigError("run.out", f"the folder {folder} {what}, or give another with --set run.out=DIR")
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the folder of a new run; an empty one may be there."""
+    other = "give another with --set run.out=DIR"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # a run that was killed at its very start leaves a draft
+        taken = any(not path.name.startswith(".") for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigError("run.out", f"the folder {folder} cannot be made ({error}); {other}") from error
+    if (folder / "config.toml").exists():
+        raise ConfigError(
+            "run.out", f"the folder {folder} holds a run already; continue it with 'fedopt resume {folder}', or {other}"
+        )
+    if taken:
+        raise ConfigError("run.out", f"the folder {folder} is not empty; {other}")
 
 
 def _restore(setup: Setup, config: Config, folder: Path, memory: ClientMemory, state: State) -> tuple[int, State]:
-    found = newest(folder / "checkpoints")
-    if not (folder / "config.toml").exists():
+    """How many exchanges are done, and the state after them; fills `memory` and the executor's plan."""
+    path, found = folder / "config.toml", newest(folder / "checkpoints")
+    if not path.exists():
         raise ConfigError("run.out", f"{folder} is no run folder: it has no config.toml")
-    if found is None:
-        return 0, state
-    stored = load_checkpoint(found)
-    changed = configs.differences(configs.load(stored.run["config"]), config)
+    stored = load_checkpoint(found) if found is not None else None
+    changed = configs.differences(configs.load(path if stored is None else stored.run["config"]), config)
     wrong = {path: values for path, values in changed.items() if not path.startswith(configs.CHANGEABLE)}
     if wrong:
-        path, (old, new) = next(iter(wrong.items()))
+        where, (old, new) = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise ConfigError(path, f"the run was started with {old!r}; a resumed run cannot change it to {new!r}{more}."
-                          " Put it back, or start a new run in another folder")
+        raise ConfigError(
+            where,
+            f"the run was started with {old!r}; a resumed run cannot change it to {new!r}{more}."
+            " Put it back, or start a new run in another folder",
+        )
+    if stored is None:
+        return 0, state
+    model = setup.strategy.model(setup.problem, stored.state)
+    if model is not None and model["params"].numel() != setup.problem.d:
+        raise ConfigError(
+            "model",
+            f"the checkpoint holds a model of {model['params'].numel()} parameters and this one has {setup.problem.d};"
+            " resume with the model that the run was started with",
+        )
     memory.restore(stored.memory)
     setup.executor.restore(stored.run["executor"])
     return stored.exchanges, stored.state

@@ -20,7 +20,9 @@ class FlatSpec(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> FlatSpec:
+    def of(
+        cls, named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None
+    ) -> FlatSpec:
         items = list(named.items() if isinstance(named, Mapping) else named)
         if dtype is None:
             dtype = items[0][1].dtype if items else torch.get_default_dtype()
@@ -43,6 +45,8 @@ class FlatSpec(NamedTuple):
     def unflatten(self, vector: Tensor) -> Named:
         """`[d]` -> named tensors, views where torch can give views. Works under vmap."""
         if vector.shape[-1:] != (self.numel,):
-            raise ValueError(f"a vector of {self.numel} entries was needed, one of shape {tuple(vector.shape)} was given")
+            raise ValueError(
+                f"a vector of {self.numel} entries was needed, one of shape {tuple(vector.shape)} was given"
+            )
         parts = vector.split(self.numels, dim=-1) if self.names else ()
         return {n: p.reshape(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}

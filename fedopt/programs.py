@@ -40,11 +40,13 @@ class Training(NamedTuple):
     """Sum over samples of the losses met on the way."""
     seen: Tensor
     """Samples met on the way."""
-    extra: Named
+    extra: dict[str, Any]
     """What the strategy adds up along the path."""
 
 
-def sgd_step(problem: Problem, client: Client, params: Named, buffers: Named, batch: Batch, count: Tensor) -> tuple[Named, Tensor, Named]:
+def sgd_step(
+    problem: Problem, client: Client, params: Named, buffers: Named, batch: Batch, count: Tensor
+) -> tuple[Named, Tensor, Named]:
     """Gradient, loss and new buffers of the objective on a batch; dropout is keyed by the client and its step."""
     gradient = grad_and_value(problem.objective, has_aux=True)
     grads, (loss, buffers) = gradient(params, buffers, batch, keys.fold(client.key, "step", count))
@@ -70,8 +72,8 @@ def training(
     correct: Correction | None = None,
     keep_state: bool = False,
     model_of: Callable[[Client], Named] = lambda client: client.down,
-    extra: Callable[[Client], Named] = lambda client: {},
-    along: Callable[[Client, Training, Named, Batch], Named] = lambda client, carry, grads, batch: {},
+    extra: Callable[[Client], dict[str, Any]] = lambda client: {},
+    along: Callable[[Client, Training, Named, Batch], dict[str, Any]] = lambda client, carry, grads, batch: {},
     finish: Callable[[Client, Training, Uplink], Uplink] = lambda client, carry, uplink: uplink,
 ) -> ClientProgram:
     """Local training: x_0 = the model sent, x_{k+1} = optimizer(x_k, correct(∇ f_i(x_k; batch_k))), delta = x_K - x_0.
@@ -193,7 +195,11 @@ def evaluation(problem: Problem, model_of: Callable[[Client], Named] = lambda cl
         outputs = problem.network.infer(params, buffers, batch["x"])
         mask = batch["mask"].to(problem.dtype)
         loss = (problem.per_sample(outputs, batch["y"]) * mask).sum()
-        return Scores(carry.loss + loss, carry.right + (right_share(problem, outputs, batch["y"]) * mask).sum(), carry.seen + mask.sum())
+        return Scores(
+            carry.loss + loss,
+            carry.right + (right_share(problem, outputs, batch["y"]) * mask).sum(),
+            carry.seen + mask.sum(),
+        )
 
     def finish(client: Client, carry: Scores) -> Uplink:
         seen = carry.seen.clamp(min=1.0)

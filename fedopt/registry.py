@@ -80,8 +80,9 @@ def facts(component: Component) -> dict[str, Any]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or the empty string."""
-    hits = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{hits[0]}'?" if hits else ""
+    folded = {name.casefold(): name for name in known}
+    hits = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.5)
+    return f" Did you mean '{folded[hits[0]]}'?" if hits else ""
 
 
 def parameters(component: Component) -> dict[str, Option]:
@@ -91,9 +92,9 @@ def parameters(component: Component) -> dict[str, Option]:
         hints = get_type_hints(target, include_extras=True)
     except NameError:  # a name imported under TYPE_CHECKING only
         hints = {}
-    wanted = [inspect.Parameter.KEYWORD_ONLY]
+    wanted: set[Any] = {inspect.Parameter.KEYWORD_ONLY}
     if inspect.isclass(component):
-        wanted.append(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        wanted = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
     found = {}
     for p in inspect.signature(component).parameters.values():
         if p.kind in wanted:

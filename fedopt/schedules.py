@@ -55,9 +55,7 @@ def wsd(round: int, *, peak: float, end: float = 0.0, warmup: int, stable: int, 
     return peak + (end - peak) * min((round - warmup - stable + 1) / decay, 1.0)
 
 
-SHAPES: dict[str, Callable[..., float]] = {
-    f.__name__: f for f in (constant, linear, cosine, exponential, steps, wsd)
-}
+SHAPES: dict[str, Callable[..., float]] = {f.__name__: f for f in (constant, linear, cosine, exponential, steps, wsd)}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Exchange(NamedTuple):
     clients: Tensor
     """Client ids `[n]`, int64, strictly increasing."""
     down: Named
-    own: Named = {}
+    own: Named = {}  # noqa: RUF012 - read-only
     """Rows `[n, ...]`, one for each of `clients`."""
     batches: Batches | None = None
     """None: the program needs no data."""
@@ -220,4 +220,5 @@ Clients = Sequence[int] | Tensor
 def client_ids(clients: Clients) -> Tensor:
     """Ids as the engine wants them: int64, increasing, each once."""
     ids = torch.as_tensor(clients, dtype=torch.int64).flatten()
-    return torch.unique(ids, sorted=True)
+    unique: Tensor = torch.unique(ids, sorted=True)
+    return unique

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,13 @@ os.environ.update(
     DO_NOT_TRACK="1",
     FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
     FLWR_DISABLE_UPDATE_CHECK="1",
+    FLWR_HOME=tempfile.mkdtemp(prefix="flwr-"),
     FLWR_TELEMETRY_ENABLED="0",
     HF_HUB_OFFLINE="1",
     MLFLOW_DISABLE_TELEMETRY="true",
     RAY_USAGE_STATS_ENABLED="0",
 )
+atexit.register(shutil.rmtree, os.environ["FLWR_HOME"], ignore_errors=True)
 # a cluster or a SuperLink that the caller works with is not the tests' to use
 for name in [name for name in os.environ if name in ("RAY_ADDRESS", "RAY_NAMESPACE") or name.startswith("FLWR_LOCAL_")]:
     del os.environ[name]
@@ -41,14 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def flower_home() -> object:
-    """Flower keeps its configuration and state under a folder of these tests, never under the user's home."""
-    with tempfile.TemporaryDirectory(prefix="flwr-") as folder:
-        os.environ["FLWR_HOME"] = folder
-        yield folder
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,7 @@ def _precondition(
     def refuse(n: int) -> str | None:
         if admitted(n):
             return None
-        requires = declared["requires"]
+        requires = declared.get("requires", "more")
         if callable(requires):
             requires = requires(**options)
         # what the words speak of is what to change; an option that does not bind is left out

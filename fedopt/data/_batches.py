@@ -40,8 +40,8 @@ def draw(
     n = len(sizes)
     width = int(sizes.max()) if n else 0
     batch = width if size is None else min(size, width)
-    # without a sample in the whole cohort there is no batch to divide by
-    per_epoch = torch.div(sizes + batch - 1, max(batch, 1), rounding_mode="floor")
+    whole = max(batch, 1)  # without a sample in the whole cohort a batch is empty
+    per_epoch = torch.div(sizes + whole - 1, whole, rounding_mode="floor")
     taken = per_epoch * epochs if steps is None else torch.where(sizes > 0, steps, 0)
     total = int(taken.max()) if n else 0
     positions = torch.zeros(n, total, batch, dtype=torch.int64, device=sizes.device)

@@ -142,9 +142,13 @@ def _read(wfdb: Any, root: Path, name: str, annotator: str, leads: str | int, be
     at = np.asarray(marks.sample, dtype=np.int64)
     y = np.array([number.get(symbol, -1) for symbol in marks.symbol], dtype=np.int64)
     inside = (y >= 0) & (at >= before) & (at + after <= len(signal))
+    if not inside.any():
+        raise wrong_file(
+            annotations, "data.folder", f"beats with {before} samples before and {after} after the peak", "none"
+        )
     windows = np.lib.stride_tricks.sliding_window_view(signal[:, order], before + after, axis=0)
     x = windows[at[inside] - before].astype(np.float32)
     valid = np.isfinite(x).all((1, 2))
     if not valid.any():
-        raise wrong_file(annotations, "data.folder", "annotated beats within the recording", "none")
+        raise wrong_file(signal_files[0], "data.folder", "beats without invalid samples", "none")
     return _Beats(x[valid], y[inside][valid], float(header.fs))

@@ -85,7 +85,10 @@ def _speeches(path: Path) -> dict[str, str]:
         name, _, speech = turn.partition("\n")
         if not name.endswith(":"):
             raise wrong_file(path, "data.file", "speeches whose first line is 'Name:'", repr(name[:60]))
-        spoken.setdefault(name[:-1], []).append(speech)
+        if speech:
+            spoken.setdefault(name[:-1], []).append(speech)
+    if not spoken:
+        raise wrong_file(path, "data.file", "speeches below the lines 'Name:'", "none")
     return {name: "\n".join(speeches) for name, speeches in spoken.items()}
 
 

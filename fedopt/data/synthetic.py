@@ -34,7 +34,8 @@ def synthetic(
     Device k: y = argmax(W_k x + b_k), W_k ~ N(u_k, 1), b_k ~ N(u_k, 1), u_k ~ N(0, α);
     x ~ N(v_k, Σ), Σ_jj = j^-1.2, v_k ~ N(B_k, 1), B_k ~ N(0, β). Devices are the natural groups.
 
-    alpha: how much the devices' models differ, a variance.
+    alpha: variance of u_k. It is one number for all classes and cancels in the argmax, so that α does not change the
+        labels; the models differ by their own draws of W_k and b_k.
     beta: how much their inputs differ, a variance.
     iid: one W, b ~ N(0, 1) for all and x ~ N(0, Σ); alpha and beta have no meaning then.
     devices, features, classes: 30, 60 and 10 in the paper.

@@ -1,0 +1,1 @@
+"""The loop, the executors that run the clients' work, and what is kept of a run."""

@@ -6,6 +6,7 @@ A checkpoint is a folder `<exchange>/` of `state.json` (structure and numbers), 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -36,28 +37,34 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     """Write `checkpoint` into `folder`, then drop all but the newest `keep`. Raises CheckpointError, losing nothing."""
     target = folder / f"{checkpoint.exchanges:08d}"
-    draft = folder / f".{target.name}.draft"
+    draft, aside = folder / f".{target.name}.draft", folder / f".{target.name}.old"
     tensors: Named = {}
     tree = _encode(checkpoint.state, tensors)
     document = {"exchanges": checkpoint.exchanges, "state": tree, "run": checkpoint.run}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in folder.glob(".*"):  # of a run that was killed in here
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         _write(draft / "state.safetensors", save(_contiguous(tensors)))
         _write(draft / "memory.safetensors", save(_contiguous(checkpoint.memory)))
         _write(draft / "state.json", json.dumps(document, sort_keys=True, indent=1).encode())
+        _flush_folder(draft)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(aside)
         draft.rename(target)
         _flush_folder(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         last = newest(folder)
         kept = f"the checkpoint after exchange {int(last.name)} is untouched" if last else "there is none before it"
         raise CheckpointError(f"could not write the checkpoint {target}: {error}; {kept}") from error
+    shutil.rmtree(aside, ignore_errors=True)
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # renamed first, for half a folder is no checkpoint
+            shutil.rmtree(old.rename(folder / f".{old.name}.old"), ignore_errors=True)
     return target
 
 
@@ -75,8 +82,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         memory = load_file(path / "memory.safetensors")
         state = _decode(document["state"], tensors)
         return Checkpoint(int(document["exchanges"]), state, memory, document["run"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read ({error}); remove it to go on from an older one") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({error}); remove it to go on from an older one"
+        ) from error
 
 
 def _all(folder: Path) -> list[Path]:
@@ -126,16 +135,16 @@ def _encode(value: Any, tensors: Named) -> Any:
 def _decode(value: Any, tensors: Named) -> Any:
     if not isinstance(value, dict):
         return value
-    (kind, *_), content = value, next(iter(value.values()))
+    if "record" in value:
+        fields = {name: _decode(v, tensors) for name, v in value["fields"].items()}
+        return _record(value["record"])(**fields)
+    ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
         return {key: _decode(v, tensors) for key, v in content}
-    if kind in ("list", "tuple"):
-        items = [_decode(v, tensors) for v in content]
-        return items if kind == "list" else tuple(items)
-    fields = {name: _decode(v, tensors) for name, v in value["fields"].items()}
-    return _record(content)(**fields)
+    items = [_decode(v, tensors) for v in content]
+    return items if kind == "list" else tuple(items)
 
 
 def _record(path: str) -> Any:

@@ -17,7 +17,7 @@ def screen(clients: Tensor, uplinks: Uplink) -> tuple[Tensor, tuple[Rejection, .
     """Which rows are usable `[n]`, and why the others are not: NaN or Inf anywhere, or a weight that is no weight."""
     usable = torch.isfinite(uplinks.weight) & (uplinks.weight >= 0)
     checked = {**uplinks.vectors, **{f"memory {name}": rows for name, rows in uplinks.memory.items()}}
-    finite = {name: torch.isfinite(rows.flatten(1)).all(dim=1) for name, rows in checked.items()}
+    finite = {name: torch.isfinite(rows.reshape(rows.shape[0], -1)).all(dim=1) for name, rows in checked.items()}
     for rows in finite.values():
         usable = usable & rows
     rejected = []
@@ -81,7 +81,7 @@ def collect(exchange: Exchange, blocks: Iterable[tuple[Tensor, Uplink]]) -> Repl
 
 
 def weighted_sum(vectors: Named, weights: Tensor, usable: Tensor) -> tuple[Named, Tensor]:
-    """sum_i w_i v_i over the usable rows, and sum_i w_i. Unusable rows may hold NaN and are replaced, not multiplied."""
+    """sum_i w_i v_i over the usable rows, and sum_i w_i. Unusable rows may hold NaN: they are replaced, not scaled."""
     weights = torch.where(usable, weights, 0.0)
     whole = bool(usable.all())
     sums = {n: weights @ (v if whole else torch.where(usable[:, None], v, 0.0)) for n, v in vectors.items()}

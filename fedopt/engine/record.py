@@ -1,12 +1,13 @@
 """The run folder: what was asked, what happened, exchange by exchange.
 
-    config.toml      the resolved experiment          run.json         status, versions, executor
-    partition.json   who holds what                   metrics.jsonl    one line per exchange
-    checkpoints/     see fedopt.engine.checkpoint     model.safetensors  the final model, by parameter name
+config.toml      the resolved experiment          run.json         status, versions, executor
+partition.json   who holds what                   metrics.jsonl    one line per exchange
+checkpoints/     see fedopt.engine.checkpoint     model.safetensors  the final model, by parameter name
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -89,11 +90,36 @@ def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]
     return {"class_names": names, "clients": clients, "attackers": adversary.clients.tolist(), "server": server}
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write atomically."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of the run folder as a whole or not at all. Raises RecordError, which leaves the old file."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(finite(document), indent=1) + "\n")
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise _unwritable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """`write_text` of a document as JSON."""
+    write_text(path, json.dumps(finite(document), indent=1) + "\n")
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"{path} cannot be written ({error}); free some space or mend its folder, then run again, or continue with"
+        " 'fedopt resume' what had begun"
+    )
 
 
 def finite(value: Any) -> Any:
@@ -111,13 +137,19 @@ def finite(value: Any) -> Any:
 
 def read_lines(path: Path, before: int | None = None) -> list[dict[str, Any]]:
     """The whole lines of metrics.jsonl (of exchanges below `before`); a line cut by a crash is left out."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_bytes().splitlines(keepends=True):
             if not text.endswith(b"\n"):
                 break
-            line = json.loads(text)
-            if before is None or line["exchange"] < before:
+            try:
+                line = json.loads(text)
+                number = line["exchange"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise RecordError(
+                    f"line {len(lines) + 1} of {path} is damaged ({error}); delete it and all that follow it"
+                ) from error
+            if before is None or number < before:
                 lines.append(line)
     return lines
 
@@ -126,29 +158,31 @@ class Metrics:
     """Appends lines to metrics.jsonl: each is handed to the system at once, and to the disk about once a second."""
 
     def __init__(self, path: Path, before: int = 0) -> None:
-        """Keep the lines of exchanges below `before`, drop the rest."""
+        """Keep the lines of exchanges below `before`, all of which have to be there, and drop the rest."""
         self.path = path
         kept = read_lines(path, before)
-        draft = path.with_name(f".{path.name}.draft")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        draft.replace(path)
+        if [line["exchange"] for line in kept] != list(range(before)):
+            raise RecordError(
+                f"{path} has to record the exchanges 0 to {before - 1}, which the checkpoint follows, once each; it has"
+                f" {len(kept)} lines of them. Put it back, or remove the checkpoints to start again"
+            )
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = kept
-        self._file = path.open("ab")
+        # unbuffered: what could not be written is not tried again when the file is closed
+        self._file = path.open("ab", buffering=0)
         self._synced = time.monotonic()
 
     def append(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Write one line; returns it as written."""
+        """Write one line; returns it as written. Raises RecordError, which leaves the file as it was."""
         line = finite(line)
-        content = (json.dumps(line) + "\n").encode()
+        content = memoryview((json.dumps(line) + "\n").encode())
         end = self._file.tell()
         try:
-            self._file.write(content)
-            self._file.flush()
+            while content:
+                content = content[self._file.write(content) :]
         except OSError as error:
             os.ftruncate(self._file.fileno(), end)
-            raise RecordError(
-                f"{self.path} cannot be written ({error}); free some space, then continue with 'fedopt resume'"
-            ) from error
+            raise _unwritable(self.path, error) from error
         self.lines.append(line)
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             self.sync()
@@ -156,15 +190,23 @@ class Metrics:
 
     def sync(self) -> None:
         """Everything so far to the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self._synced = time.monotonic()
 
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.sync()
-        self._file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:  # which a second error would hide
+                self.sync()
+        finally:
+            self._file.close()
 
 
 def named_model(problem: Problem, model: Named) -> Named:

@@ -42,7 +42,9 @@ class Serial:
     ) -> Iterator[tuple[Tensor, Uplink]]:
         for first in range(0, exchange.clients.numel(), BLOCK):
             where = torch.arange(first, min(first + BLOCK, exchange.clients.numel()))
-            uplinks = [run_client(problem, programs, exchange, cohort.take(where[i : i + 1])) for i in range(len(where))]
+            uplinks = [
+                run_client(problem, programs, exchange, cohort.take(where[i : i + 1])) for i in range(len(where))
+            ]
             yield where, pytree.tree_map(lambda *leaves: torch.stack(leaves), *uplinks)
 
     def plan(self) -> dict[str, Any]:

@@ -34,13 +34,12 @@ def build(
 ) -> nn.Module:
     """The network of this name for data of this kind, in training mode, the same for the same `key`.
 
-    Every `nn.Dropout` in it is replaced by `KeyedDropout`, and it is run once on an empty sample, so that a network
-    that does not fit the data fails here.
+    Every `nn.Dropout` in it is replaced by `KeyedDropout`.
 
     inputs: shape of one sample. vocabulary: number of tokens, where samples are token ids. key: int64 scalar.
     where: config path of the options, for messages.
 
-    Raises ConfigError for unknown names and options, and for a network that does not fit the data.
+    Raises ConfigError for unknown names and options, and where the network cannot be built for such data.
     """
     given = registry.validate(name, options, where)
     component = registry.get(name)
@@ -48,22 +47,18 @@ def build(
     wanted = {offer: offers[offer] for offer in registry.wants(name)}
     if vocabulary is None and "vocabulary" in wanted and parameters(component)["vocabulary"].required:
         raise ConfigError(f"{where}.name", f"'{name}' reads token ids; the data has no vocabulary, so choose another")
-    empty = torch.zeros((1, *inputs), dtype=torch.int64 if vocabulary is not None else dtype)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keys.to_seed(key))
             module: nn.Module = component(**wanted, **given)
-        key_dropout(module)
-        module.to(dtype)
-        with torch.no_grad():
-            module.eval()(empty)
     except Exception as error:
         raise ConfigError(
             where,
-            f"'{name}' does not work for these data and options: {error}"
+            f"'{name}' cannot be built: {error}"
             f" (inputs of shape {list(inputs)}, {classes} classes and vocabulary {vocabulary} were given)",
         ) from error
-    return module.train()
+    key_dropout(module)
+    return module.to(dtype).train()
 
 
 def stackable(module: nn.Module) -> str | None:

@@ -10,7 +10,7 @@ from fedopt.models._options import Probability, sizes
 from fedopt.registry import declare
 
 
-@declare(reference="Granqvist et al. 2024, pfl-research, section 4.1 (CIFAR10 benchmark); Reddi et al. 2021, table 4")
+@declare(reference="Reddi et al. 2021, Adaptive Federated Optimization, the model for EMNIST character recognition")
 class cnn(nn.Module):
     """Two unpadded 3x3 convolutions of 32 and 64 channels, 2x2 max pooling, 128 hidden units.
 

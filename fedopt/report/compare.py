@@ -120,7 +120,7 @@ def _named_apart(groups: list[Group]) -> list[Group]:
     """Groups of the same name are told apart by their folders."""
     names = [group.name for group in groups]
     named = [
-        group if names.count(group.name) == 1 else group._replace(name=f"{group.name} · {group.runs[0].path.name}")
+        group if names.count(group.name) == 1 else group._replace(name=f"{group.name} · {_place(group)}")
         for group in groups
     ]
     again = [group.name for group in named]
@@ -128,6 +128,12 @@ def _named_apart(groups: list[Group]) -> list[Group]:
         group if again.count(group.name) == 1 else group._replace(name=f"{group.name} · {i}")
         for i, group in enumerate(named, 1)
     ]
+
+
+def _place(group: Group) -> str:
+    """The folder that tells a group's runs from those of others."""
+    folder = group.runs[0].path.resolve()
+    return folder.parent.name if SEED_FOLDER.fullmatch(folder.name) else folder.name
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,12 +163,15 @@ def _differing(records: Sequence[RunRecord]) -> set[str]:
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """What the groups' configs differ in: the values by path, one for each group."""
+    """What the groups' configs differ in: the values by path, one for each group; `aggregator` is its name."""
     first = [group.runs[0] for group in groups]
     configs = [flat(record.config) for record in first]
     # the name stands in the table already
     keys = _differing(first) - {"run.name"}
-    return {key: [_shown(config[key]) if key in config else ABSENT for config in configs] for key in sorted(keys)}
+    return {
+        key.removesuffix(".name"): [_shown(config[key]) if key in config else ABSENT for config in configs]
+        for key in sorted(keys)
+    }
 
 
 def _shown(value: Any) -> str:

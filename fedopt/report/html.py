@@ -272,9 +272,10 @@ def _client_table(record: RunRecord) -> dict[str, Any] | None:
         ("last loss", "training loss of the last accepted answer"),
         ("role", ""),
     ]
+    width = len(heads) if attackers else len(heads) - 1
     return {
-        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads],
-        "rows": rows,
+        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads[:width]],
+        "rows": [row[:width] for row in rows],
         "marked": [k for k, client in enumerate(clients[:ROWS]) if client["client"] in attackers],
     }
 
@@ -372,15 +373,10 @@ def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
     everybody = len(_clients(record))
     cards = []
     if "partition" in data:
-        note = (
-            ""
-            if data["partition"]["every"]
-            else f"{len(data['partition']['names'])} of {units.count(everybody)} clients: evenly spaced in the order of "
-            "their size, and attackers."
-        )
-        cards.append(
-            _plot("partition", "Who holds what", note, "wide" + ("" if data["partition"]["bars"] else " tall"))
-        )
+        drawn = data["partition"]
+        note = f"{len(drawn['names'])} of {units.count(everybody)} clients, evenly spaced in the order of their size"
+        note = "" if drawn["every"] else f"{note}, and attackers."
+        cards.append(_plot("partition", "Who holds what", note, "wide" + ("" if drawn["bars"] else " tall")))
     if "sizes" in data:
         cards.append(_plot("sizes", "Sizes"))
     if "times" in data:
@@ -441,7 +437,7 @@ def sentence(record: RunRecord) -> str:
     if clients:
         word = "attacker" if attackers == 1 else "attackers"
         words.append(f"over {units.count(clients)} clients" + (f", {attackers} of them {word}," if attackers else ""))
-    if compression := _named(record, "compression"):
+    if (compression := _named(record, "compression")) not in ("", "none"):
         words.append(f"with {compression} compression")
     words.append(f"for {units.count(sums.rounds)}" + (f" of {units.count(planned)}" if planned else "") + " rounds")
     executor = record.info.get("executor")

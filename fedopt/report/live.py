@@ -75,6 +75,7 @@ class LiveView:
         self._loss: float | None = None
         self._asked = self._answered = self._rejected = self._updates = 0
         self._up = self._down = 0
+        self._evaluated = 0
         self._unprinted = False
 
     def __enter__(self) -> LiveView:
@@ -137,6 +138,7 @@ class LiveView:
         if value is None:
             return False
         self._values.append(value)
+        self._evaluated = self._round
         if self._best is None or (value > self._best.value if METRICS[self._metric] else value < self._best.value):
             self._best = run.Mark(value, self._round)
         return True
@@ -196,7 +198,7 @@ class LiveView:
 
     def _print(self) -> None:
         self._printed, self._unprinted = self._clock(), False
-        words = [f"round {self._round}" + (f"/{self.planned}" if self.planned else "")]
+        words = [f"round {self._evaluated}" + (f"/{self.planned}" if self.planned else "")]
         if self._metric is not None and self._values:
             words.append(f"{units.label(self._metric)} {units.measure(self._metric, self._values[-1])}")
         if self._loss is not None and self._metric not in ("loss", "train_loss"):

@@ -117,9 +117,9 @@ class mlflow:
         if self.run_id is None:
             return
         about = self._path / "run.json"
-        status = json.loads(about.read_text(encoding="utf-8")).get("status") if about.is_file() else None
+        status = json.loads(about.read_text(encoding="utf-8")).get("status") if about.is_file() else ""
         ends = {"failed": "FAILED", "interrupted": "KILLED"}
-        self._client.set_terminated(self.run_id, ends.get(status, "FINISHED"))
+        self._client.set_terminated(self.run_id, ends.get(str(status), "FINISHED"))
 
     def _continued(self) -> str | None:
         """The MLflow run that this run folder has already, if MLflow still knows it."""

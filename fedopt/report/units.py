@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 def nbytes(count: float) -> str:
     """Bytes with a decimal unit: `950 B`, `1.25 kB`, `3.40 GB`."""
@@ -16,7 +14,8 @@ def nbytes(count: float) -> str:
 
 def _three(value: float) -> str:
     """Three significant digits without an exponent."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))) if value else 2)}f}"
+    size = abs(value)
+    return f"{value:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}"
 
 
 def duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ class Pooled(NamedTuple):
 
 @declare(reference="stochastic descent on the union of all clients' data", pooled=True)
 @dataclass(frozen=True)
-class centralised:  # noqa: N801 - a component has the name of its module
+class centralised:
     """x_{t+1} = LocalTraining(x_t; union of all D_i): what training without a federation reaches.
 
     The clients' data are pooled into one client, so one round is `epochs` passes over everything.
@@ -40,7 +40,9 @@ class centralised:  # noqa: N801 - a component has the name of its module
     def programs(self, problem: Problem) -> Programs:
         keep = self.optimizer_state == "kept"
         train = training(problem, self.optimizer, keep_state=keep)
-        return Programs({"train": train, "evaluate": evaluation(problem)}, _server.memory(self.optimizer, problem, keep))
+        return Programs(
+            {"train": train, "evaluate": evaluation(problem)}, _server.memory(self.optimizer, problem, keep)
+        )
 
     def init(self, problem: Problem, key: Tensor) -> Pooled:
         return Pooled(0, dict(problem.initial))

@@ -32,7 +32,7 @@ from fedopt.types import (
 
 @declare(reference="Li, Hu, Beirami, Smith 2021, arXiv 2012.04221, Algorithm 1")
 @dataclass(frozen=True)
-class ditto:  # noqa: N801 - a component has the name of its module
+class ditto:
     """Global: FedAvg. Personal: v_i <- v_i - η (∇ f_i(v_i) + λ (v_i - x_t)), kept by client i and never sent.
 
     The personal model takes one step on every batch that the global model takes one on, with the same optimizer

@@ -17,7 +17,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participatio
 
 @declare(reference="McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv 1602.05629, Algorithm 1")
 @dataclass(frozen=True)
-class fedavg:  # noqa: N801 - a component has the name of its module
+class fedavg:
     """Federated averaging, with any local optimizer, aggregation rule and server optimizer.
 
     delta_i = LocalTraining(x_t; D_i) - x_t,  x_{t+1} = x_t + sum_{i in S_t} (n_i / n) delta_i

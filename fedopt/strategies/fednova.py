@@ -29,17 +29,18 @@ from fedopt.types import (
 
 @declare(reference="Wang, Liu, Liang, Joshi, Poor 2020, arXiv 2007.07481, eq. 6 and section 4")
 @dataclass(frozen=True)
-class fednova:  # noqa: N801 - a component has the name of its module
+class fednova:
     """x_{t+1} = x_t + τ_eff sum_i p_i delta_i / a_i,  τ_eff = sum_i p_i a_i,  p_i = n_i / n over the cohort.
 
     a_i = ||a_i||_1 is the weight that the local optimizer gives to its gradients: τ_i steps of SGD give a_i = τ_i; with
-    momentum ρ, a_i = (τ_i - ρ (1 - ρ^τ_i) / (1 - ρ)) / (1 - ρ). ρ is read from the local optimizer's `momentum`; for
-    optimizers without one a_i = τ_i.
+    momentum ρ and k_i = (1 - ρ^τ_i) / (1 - ρ), a_i = (τ_i - ρ k_i) / (1 - ρ). Dampening δ turns a_i into
+    (1 - δ) a_i + δ k_i, and Nesterov's form then into τ_i + ρ a_i. These are read from the local optimizer's `momentum`,
+    `dampening` and `nesterov`; for optimizers without them a_i = τ_i.
 
     Up: `delta` = delta_i / a_i, and `steps` = a_i as a vector of one entry.
 
     Differences from the paper: p_i is renormalised over the cohort; the rule aggregates the normalised deltas, τ_eff is
-    a weighted mean.
+    a weighted mean; the paper has no dampening and no Nesterov momentum.
     """
 
     participation: Participation
@@ -50,9 +51,7 @@ class fednova:  # noqa: N801 - a component has the name of its module
 
     def programs(self, problem: Problem) -> Programs:
         def finish(client: Client, carry: Training, uplink: Uplink) -> Uplink:
-            tau = carry.steps.to(problem.dtype)
-            rho = hyper(client.down).get("momentum", torch.zeros_like(tau)).to(problem.dtype)
-            a = (tau - rho * (1.0 - rho**tau) / (1.0 - rho)) / (1.0 - rho)
+            a = gradients_weight(self.optimizer, hyper(client.down), carry.steps.to(problem.dtype))
             vectors = {**uplink.vectors, "delta": uplink.vectors["delta"] / a.clamp(min=1.0), "steps": a.reshape(1)}
             return uplink._replace(vectors=vectors)
 
@@ -74,3 +73,14 @@ class fednova:  # noqa: N801 - a component has the name of its module
 
     def model(self, problem: Problem, state: Server) -> Named:
         return state.model
+
+
+def gradients_weight(optimizer: Optimizer, numbers: Named, tau: Tensor) -> Tensor:
+    """a = ||a||_1, the sum of the factors with which `tau` gradients enter the way of an optimizer with lr 1."""
+    if getattr(optimizer, "momentum", 0) == 0:
+        return tau
+    rho, zero = numbers["momentum"].to(tau.dtype), torch.zeros_like(tau)
+    damp = numbers.get("dampening", zero).to(tau.dtype)
+    kept = (1.0 - rho**tau) / (1.0 - rho)
+    a = (1.0 - damp) * (tau - rho * kept) / (1.0 - rho) + damp * kept
+    return tau + rho * a if getattr(optimizer, "nesterov", False) else a

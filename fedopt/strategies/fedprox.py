@@ -18,7 +18,7 @@ from fedopt.types import Batches, Client, Exchange, Info, Named, Optimizer, Part
 
 @declare(reference="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv 1812.06127, Algorithm 2")
 @dataclass(frozen=True)
-class fedprox:  # noqa: N801 - a component has the name of its module
+class fedprox:
     """FedAvg whose clients minimise h_i(w) = f_i(w) + (μ/2) ||w - x_t||².
 
     The local gradient becomes ∇ f_i(w) + μ (w - x_t).

@@ -16,7 +16,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participatio
 
 @declare(reference="McMahan et al. 2017, arXiv 1602.05629, section 2 (FederatedSGD)")
 @dataclass(frozen=True)
-class fedsgd:  # noqa: N801 - a component has the name of its module
+class fedsgd:
     """One full local gradient per round; the server optimizer takes the step.
 
     g_i = ∇ f_i(x_t),  x_{t+1} = server step along sum_{i in S_t} (n_i / n) g_i; plain descent with server sgd and lr η.

@@ -37,7 +37,7 @@ class Alone(NamedTuple):
 
 @declare(reference="the local baseline of personalised federated learning, e.g. Li et al. 2021, arXiv 2012.04221")
 @dataclass(frozen=True)
-class local_only:  # noqa: N801 - a component has the name of its module
+class local_only:
     """v_i <- LocalTraining(v_i; D_i): the models never leave the clients, nothing but metrics goes up.
 
     There is no common model, hence no server accuracy: look at the clients' own evaluation (`data.valid_share > 0`).

@@ -30,7 +30,7 @@ from fedopt.types import (
 
 @declare(reference="Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, arXiv 1910.06378, Algorithm 1, option II")
 @dataclass(frozen=True)
-class scaffold:  # noqa: N801 - a component has the name of its module
+class scaffold:
     """Local steps along g_i(y) - c_i + c, where c_i tracks client i's gradient and c the average of all.
 
     y <- y - η_l (g_i(y) - c_i + c), K times;  c_i⁺ = c_i - c + (x - y) / (K η_l);

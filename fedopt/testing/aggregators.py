@@ -26,6 +26,7 @@ class Case(NamedTuple):
 
     @property
     def size(self) -> float:
+        """The largest entry, 1 at the least: what rounding is measured against."""
         return max(float(self.updates.abs().max()), 1.0)
 
 

@@ -119,7 +119,7 @@ def _label_shape(attack: Attack) -> None:
     for classes in (2, 3, 10):
         changed = False
         for labels in (_labels(classes), _labels(classes, 1), _labels(classes, 0), _labels(classes).reshape(20, 10)):
-            flipped = _flipped(attack, labels, classes)
+            flipped = _flipped(attack, labels.clone(), classes)
             vector(flipped, tuple(labels.shape), torch.int64, "the labels")
             inside = bool(((flipped >= 0) & (flipped < classes)).all())
             require(inside, f"labels outside of 0 ... {classes - 1} come out for a task of {classes} classes")

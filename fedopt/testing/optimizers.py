@@ -104,8 +104,8 @@ def _stacking(optimizer: Optimizer) -> None:
         start = _named(0, dtype, _CLIENTS)
         grads = [_named(1 + step, dtype, _CLIENTS) for step in range(_STEPS)]
 
-        def whole(params: Named, *grads: Named) -> Named:
-            return _path(optimizer, params, lambda step: grads[step])[0]
+        def whole(params: Named, *of_step: Named) -> Named:
+            return _path(optimizer, params, of_step.__getitem__)[0]
 
         stacked = vmap(whole)(start, *grads)
         for client in range(_CLIENTS):

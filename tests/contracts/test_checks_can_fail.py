@@ -1,0 +1,408 @@
+"""Every law is broken once, and the check has to name it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedopt import keys
+from fedopt.registry import declare
+from fedopt.schedules import Scalar
+from fedopt.testing import check_aggregator, check_attack, check_codec, check_optimizer, check_participation
+from fedopt.types import FedoptError
+
+Check = Callable[..., None]
+
+
+def fails(check: Check, component: Any, law: str, message: str = "") -> None:
+    with pytest.raises(AssertionError, match=f"breaks the law '{law}': .*{message}"):
+        check(component)
+
+
+# aggregation rules
+
+
+def plain(updates: Tensor) -> Tensor:
+    return updates.mean(dim=0)
+
+
+def test_a_lawful_rule_passes() -> None:
+    check_aggregator(plain)
+
+
+def test_rule_shape() -> None:
+    fails(check_aggregator, lambda updates: updates.mean(dim=0, keepdim=True), "shape", r"shape \[1, 7\] in place of")
+    fails(check_aggregator, lambda updates: updates.mean(dim=0).float(), "shape", "torch.float32 in place of")
+    fails(check_aggregator, lambda updates: updates.mean(dim=0).double(), "shape", "torch.float64 in place of")
+    fails(check_aggregator, lambda updates: updates.mean(dim=0) * float("nan"), "shape", "not finite")
+    fails(check_aggregator, lambda updates: updates.mean(dim=0).tolist(), "shape", "list in place of a tensor")
+
+
+def test_rule_purity() -> None:
+    fails(check_aggregator, lambda updates: updates.sub_(1.0).mean(dim=0) + 1.0, "purity", "changed in place")
+
+    @dataclass(frozen=True)
+    class counting:
+        def init(self, n: int) -> dict[str, Tensor]:
+            return {"rounds": torch.zeros(())}
+
+        def apply(self, updates: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+            state["rounds"] += 1
+            return updates.mean(dim=0), state, {}
+
+    fails(check_aggregator, counting, "purity", "changed in place")
+
+
+def test_rule_determinism() -> None:
+    fails(check_aggregator, lambda updates: updates.mean(dim=0) + 1e-9 * torch.rand(()), "determinism")
+
+
+def test_rule_permutation() -> None:
+    def front(updates: Tensor) -> Tensor:
+        return updates[: max(len(updates) // 2, 1)].mean(dim=0)
+
+    def wrong_rows(updates: Tensor, *, weights: Tensor) -> Tensor:
+        return (weights.sort().values[:, None] * updates).sum(dim=0) / weights.sum()
+
+    fails(check_aggregator, front, "permutation", "another order")
+    fails(check_aggregator, wrong_rows, "permutation", "another order")
+
+
+def test_rule_translation() -> None:
+    fails(check_aggregator, lambda updates: 0.9 * updates.mean(dim=0), "translation", "moved by")
+
+    # ReLU weights by the cosine with a reference look at directions
+    def cosine(updates: Tensor, *, reference: Tensor) -> Tensor:
+        weights = torch.cosine_similarity(updates, reference[None], dim=1).relu()
+        return weights @ updates / weights.sum().clamp(min=1e-9)
+
+    fails(check_aggregator, cosine, "translation", "moved by")
+
+
+def test_rule_scope() -> None:
+    @declare(scope="linear")
+    def unweighted(updates: Tensor) -> Tensor:
+        return updates.mean(dim=0)
+
+    @declare(scope="linear")
+    def middle(updates: Tensor, *, weights: Tensor) -> Tensor:
+        return updates.quantile(0.5, dim=0)
+
+    @declare(scope="coordinate")
+    def nearest_to_mean(updates: Tensor) -> Tensor:
+        gap = (updates - updates.mean(dim=0)).square().sum(dim=1)
+        return updates[gap.argmin()]
+
+    fails(check_aggregator, unweighted, "scope", "declared linear")
+    fails(check_aggregator, middle, "scope", "declared linear")
+    fails(check_aggregator, nearest_to_mean, "scope", "declared coordinate")
+
+
+def test_rule_precondition() -> None:
+    def needs_three(updates: Tensor) -> Tensor:
+        return updates.sort(dim=0).values[1:-1].mean(dim=0)
+
+    @declare(admits=lambda n: n >= 3)
+    def no_words(updates: Tensor) -> Tensor:
+        return updates.mean(dim=0)
+
+    @declare(requires="n >= 2", admits=lambda n: n >= 2)
+    def too_generous(updates: Tensor) -> Tensor:
+        return updates.sort(dim=0).values[1:-1].mean(dim=0)
+
+    fails(check_aggregator, needs_three, "precondition", "admitted with 1 clients, but the result: .* not finite")
+    fails(check_aggregator, no_words, "precondition", "declared together")
+    fails(check_aggregator, too_generous, "precondition", "admitted with 2 clients")
+
+
+def test_rule_finite() -> None:
+    def whitened(updates: Tensor) -> Tensor:
+        spread = updates.std(dim=0, correction=0)
+        return updates.mean(dim=0) + 0.0 * (updates / spread).sum(dim=0).nan_to_num(nan=float("nan"))
+
+    def squares(updates: Tensor) -> Tensor:
+        centre = updates.mean(dim=0)
+        far = (updates - centre).square().sum(dim=1)
+        return centre + 0.0 * far.sum()
+
+    fails(check_aggregator, squares, "finite", "one row of 1e30")
+    with pytest.raises(AssertionError, match=r"breaks the law '(precondition|finite)'"):
+        check_aggregator(whitened)
+
+
+def test_exceptions_need_a_reason_a_law_and_a_cause() -> None:
+    def declared(exceptions: dict[str, str]) -> Any:
+        @declare(exceptions=exceptions)
+        def shrunk(updates: Tensor) -> Tensor:
+            return 0.9 * updates.mean(dim=0)
+
+        return shrunk
+
+    check_aggregator(declared({"translation": "pulled towards zero on purpose"}))
+    with pytest.raises(AssertionError, match="exception to 'translation' without a reason"):
+        check_aggregator(declared({"translation": " "}))
+    with pytest.raises(AssertionError, match=r"'translatoin', which is no law\. Did you mean 'translation'\?"):
+        check_aggregator(declared({"translatoin": "x"}))
+    with pytest.raises(AssertionError, match="exception to 'permutation', which it does not need"):
+        check_aggregator(declared({"translation": "x", "permutation": "x"}))
+
+
+def test_a_crash_in_a_rule_is_named() -> None:
+    def crash(updates: Tensor) -> Tensor:
+        raise KeyError("weights")
+
+    fails(check_aggregator, crash, "shape", "KeyError: 'weights'")
+
+
+# attacks
+
+
+def own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return declare(knowledge="own")(function)
+
+
+def colluders(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return declare(knowledge="colluders")(function)
+
+
+def data(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return declare(knowledge="data")(function)
+
+
+def test_attack_shape() -> None:
+    fails(check_attack, lambda honest: -honest, "shape", r"has to answer for 3 attackers with \[3, 6\]")
+    fails(check_attack, own(lambda seen: -seen.float()), "shape", "torch.float32 in place of torch.float64")
+    fails(check_attack, colluders(lambda seen: seen / (seen - seen.mean(0)).norm()), "shape", "not finite")
+
+
+def test_attack_purity() -> None:
+    fails(check_attack, own(lambda seen: seen.mul_(-1.0)), "purity", "changed in place")
+    fails(check_attack, own(lambda seen: seen), "purity", "writing to the answer")
+
+
+def test_attack_determinism() -> None:
+    fails(check_attack, own(lambda seen: seen + torch.rand(())), "determinism")
+
+
+def test_attack_knowledge() -> None:
+    fails(check_attack, own(lambda seen: -seen.mean(0).expand_as(seen).clone()), "knowledge", "declared own")
+    fails(check_attack, colluders(lambda seen: -2.0 * seen), "knowledge", "declare own")
+
+
+def test_labels() -> None:
+    fails(check_attack, data(lambda labels: labels), "shape", "no label out of")
+    fails(check_attack, data(lambda labels: 9 - labels), "shape", r"outside of 0 \.\.\. 1")
+    fails(check_attack, data(lambda labels, *, classes: (labels + 1.0) % classes), "shape", "torch.float32 in place")
+    fails(check_attack, data(lambda labels, *, classes: labels.add_(1).remainder_(classes)), "purity")
+    noise = data(lambda labels, *, classes: torch.randint_like(labels, classes))
+    fails(check_attack, noise, "determinism")
+    fails(check_attack, data(lambda labels, *, classes: labels.roll(1)), "knowledge", "sample 7")
+
+
+# codecs
+
+
+class Scaled:
+    """Rand-1 of `[d]` with payload (index, value); `factor` and `kind` are right or wrong."""
+
+    def encode(self, x: Tensor, key: Tensor) -> bytes:
+        at = int(keys.uniform(key, 1, dtype=torch.float64)[0] * x.numel())
+        return at.to_bytes(4, "little") + x[at : at + 1].detach().float().numpy().tobytes()
+
+    def decode(self, payload: bytes, numel: int) -> Tensor:
+        at = int.from_bytes(payload[:4], "little")
+        if len(payload) != 8 or at >= numel:
+            raise FedoptError("damaged")
+        x = torch.zeros(numel)
+        x[at] = torch.frombuffer(bytearray(payload[4:]), dtype=torch.float32)[0] * self.factor(numel)
+        return x
+
+    def nbytes(self, numel: int) -> int:
+        return 8
+
+    def factor(self, numel: int) -> float:
+        return float(numel)
+
+
+@declare(kind="unbiased")
+class rand1(Scaled):
+    pass
+
+
+@declare(kind="contraction")
+class kept1(Scaled):
+    def factor(self, numel: int) -> float:
+        return 1.0
+
+
+def test_lawful_codecs_pass() -> None:
+    check_codec(rand1)
+    check_codec(kept1)
+
+
+def test_codec_kind() -> None:
+    fails(check_codec, declare(kind="unbiased")(type("kept", (kept1,), {})), "kind", "declared unbiased")
+    fails(check_codec, declare(kind="contraction")(type("rand", (rand1,), {})), "kind", "declared contraction")
+    fails(check_codec, declare(kind="exact")(type("rand", (rand1,), {})), "kind", "bits of float32")
+    fails(check_codec, declare()(type("mute", (rand1,), {})), "kind", "declares the kind None")
+
+
+def test_codec_size_and_shape() -> None:
+    fails(
+        check_codec,
+        type("short", (rand1,), {"nbytes": lambda self, numel: 7}),
+        "size",
+        "take 8 bytes, and nbytes says 7",
+    )
+    long = type("long", (rand1,), {"decode": lambda self, payload, numel: torch.zeros(numel + 1)})
+    fails(check_codec, long, "shape", r"shape \[2\] in place of \[1\]")
+    listing = type("listing", (rand1,), {"encode": lambda self, x, key: bytearray(8)})
+    fails(check_codec, listing, "shape", "bytearray in place of bytes")
+
+
+def test_codec_purity_and_determinism() -> None:
+    def drain(self: Any, x: Tensor, key: Tensor) -> bytes:
+        payload = Scaled.encode(self, x, key)
+        x.zero_()
+        return payload
+
+    def shaky(self: Any, x: Tensor, key: Tensor) -> bytes:
+        return Scaled.encode(self, x, keys.root(int(torch.randint(1 << 30, ()))))
+
+    fails(check_codec, type("drain", (rand1,), {"encode": drain}), "purity", "changed in place")
+    fails(check_codec, type("shaky", (rand1,), {"encode": shaky}), "(purity|determinism)")
+
+
+def test_codec_hostile() -> None:
+    def trusting(self: Any, payload: bytes, numel: int) -> Tensor:
+        return Scaled.decode(self, payload[:8], numel)
+
+    def crashing(self: Any, payload: bytes, numel: int) -> Tensor:
+        if len(payload) != 8:
+            raise FedoptError("damaged")
+        x = torch.zeros(numel)
+        x[int.from_bytes(payload[:4], "little")] = numel * torch.frombuffer(bytearray(payload[4:]), dtype=torch.float32)
+        return x
+
+    def believing(self: Any, payload: bytes, numel: int) -> Tensor:
+        x = Scaled.decode(self, payload[:3] + b"\0" + payload[4:], numel)
+        return torch.cat([x, torch.zeros(payload[3])])
+
+    fails(check_codec, type("trusting", (rand1,), {"decode": trusting}), "hostile", "9 bytes in place of 8 is accepted")
+    fails(check_codec, type("crashing", (rand1,), {"decode": crashing}), "hostile", "IndexError")
+    fails(check_codec, type("believing", (rand1,), {"decode": believing}), "hostile", "byte 3 changed: shape")
+
+
+# participation
+
+
+class First:
+    """The first clients of the pool."""
+
+    def init(self, problem: Any) -> dict[str, Tensor]:
+        return {"seen": torch.zeros(problem.clients)}
+
+    def head_count(self, state: Any, pool: Tensor) -> int:
+        return min(3, pool.numel())
+
+    def choose(self, state: Any, count: int, pool: Tensor, key: Tensor) -> Tensor:
+        if count > pool.numel():
+            raise FedoptError("too many")
+        return pool[:count].clone()
+
+    def observe(self, state: Any, replies: Any) -> Any:
+        return {"seen": state["seen"].index_add(0, replies.clients, torch.ones(replies.clients.numel()))}
+
+
+def test_a_lawful_selector_passes() -> None:
+    check_participation(First)
+
+
+def test_selector_laws() -> None:
+    def selector(**methods: Any) -> type:
+        return type("selector", (First,), methods)
+
+    def observe(self: Any, state: Any, replies: Any) -> Any:
+        state["seen"] += 1.0
+        return state
+
+    check = check_participation
+    fails(check, selector(head_count=lambda self, state, pool: 0), "shape", "head_count is 0")
+    fails(check, selector(head_count=lambda self, state, pool: 31), "shape", "head_count is 31 for a pool of 30")
+    twice = selector(choose=lambda self, state, count, pool, key: pool[:1].repeat(count))
+    fails(check, twice, "shape", "not increasing, each once")
+    positions = selector(choose=lambda self, state, count, pool, key: torch.arange(count))
+    fails(check, positions, "shape", "not from the pool")
+    more = selector(choose=lambda self, state, count, pool, key: pool[: count + 1].clone())
+    fails(check, more, "shape", "in place of")
+    fails(check, selector(observe=observe), "purity", "changed in place")
+    shaky = selector(
+        choose=lambda self, state, count, pool, key: pool[torch.randperm(pool.numel())[:count]].sort().values
+    )
+    fails(check, shaky, "determinism")
+    careless = selector(choose=lambda self, state, count, pool, key: pool[:count].clone())
+    fails(check, careless, "precondition", "31 clients are chosen from a pool of 30")
+
+
+# optimizers
+
+
+@dataclass(frozen=True)
+class heavy:
+    """Heavy ball."""
+
+    lr: Scalar
+
+    def init(self, params: dict[str, Tensor]) -> Any:
+        return {n: torch.zeros_like(p) for n, p in params.items()}
+
+    def update(self, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        state = {n: 0.9 * u + grads[n] for n, u in state.items()}
+        return {n: p - hyper["lr"].to(p.dtype) * state[n] for n, p in params.items()}, state
+
+
+def test_a_lawful_optimizer_passes() -> None:
+    check_optimizer(heavy)
+    check_optimizer(heavy, lr={"schedule": "cosine", "start": 0.1, "rounds": 3})
+
+
+def test_optimizer_laws() -> None:
+    def optimizer(**methods: Any) -> type:
+        return dataclass(frozen=True)(type("optimizer", (heavy,), {"__annotations__": {}, **methods}))
+
+    def in_place(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        for n, u in state.items():
+            u.mul_(0.9).add_(grads[n])
+        return {n: p - 0.1 * state[n] for n, p in params.items()}, state
+
+    def branch(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        if grads["bias"].norm() > 1.0:
+            return dict(params), state
+        return heavy.update(self, grads, state, params, hyper)
+
+    def forgetful(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        new, state = heavy.update(self, grads, state, params, hyper)
+        return {n: new[n] for n in new if n != "bias"}, {n: state[n] for n in state if n != "bias"}
+
+    def growing(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        new, after = heavy.update(self, grads, {n: state[n] for n in params}, params, hyper)
+        return new, {**after, "step": torch.ones(())}
+
+    def wide(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        return {n: (p - hyper["lr"] * torch.ones(1) * grads[n]).double() for n, p in params.items()}, state
+
+    def shaky(self: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+        new, state = heavy.update(self, grads, state, params, hyper)
+        return {n: p + 1e-6 * float(torch.rand(())) for n, p in new.items()}, state
+
+    fails(check_optimizer, optimizer(update=in_place), "purity", "changed in place")
+    fails(check_optimizer, optimizer(update=branch), "stacking", "RuntimeError: .*data-dependent control flow")
+    fails(check_optimizer, optimizer(update=forgetful), "shape")
+    fails(check_optimizer, optimizer(update=growing), "state", "the structure changes")
+    fails(check_optimizer, optimizer(update=wide), "shape", "torch.float64 in place of torch.float32")
+    fails(check_optimizer, optimizer(update=shaky), "determinism")
