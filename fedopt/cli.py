@@ -19,12 +19,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedopt import config as configs
 from fedopt import experiment
 from fedopt.engine.checkpoint import load_checkpoint, newest
-from fedopt.engine.record import named_model
+from fedopt.engine.record import named_model, write_bytes
 from fedopt.registry import ConfigError, facts
 from fedopt.report import compare as comparison
 from fedopt.report import html, live, record, trackers
@@ -78,7 +78,7 @@ def run(
     for number, (folder, more) in enumerate(cells):
         done.append(folder)
         if len(cells) > 1 and _finished(folder, configs.load(config, more)):
-            console.print(f"{folder} is finished already", highlight=False, soft_wrap=True)
+            _say(f"{folder} is finished already")
             continue
         again = len(cells) > 1 and (folder / "config.toml").exists()
         setup = setups[0] if number == 0 else experiment.build(configs.load(config, more))
@@ -103,18 +103,19 @@ def check(config: ConfigFile, changes: Changes = None) -> None:
     """Check everything that can be known before the first exchange: names, options, data, model, preconditions."""
     setup = experiment.build(configs.load(config, changes or []))
     facts_of_run = experiment.describe(setup)
-    console.print(f"[green]ok[/] {config}")
+    console.print(f"[green]ok[/] {escape(str(config))}", highlight=False, soft_wrap=True)
     for name, value in facts_of_run.items():
-        console.print(f"  {name}: {value}", highlight=False)
+        _say(f"  {name}: {value}")
 
 
 @app.command()
 def show(config: ConfigFile, changes: Changes = None) -> None:
     """Print the resolved experiment: the config with its base, changes and defaults."""
     resolved = configs.load(config, changes or []).to_toml()
-    console.print(
-        Syntax(resolved, "toml", background_color="default") if console.is_terminal else resolved, highlight=False
-    )
+    if console.is_terminal:
+        console.print(Syntax(resolved, "toml", background_color="default"))
+    else:
+        _say(resolved)
 
 
 @app.command("list")
@@ -142,7 +143,7 @@ def list_components(
 @app.command()
 def report(folder: RunFolder) -> None:
     """Write the report of a run (finished or not) again."""
-    console.print(html.write(folder))
+    _say(html.write(folder))
 
 
 @app.command()
@@ -168,8 +169,8 @@ def export(
     if model is None:
         raise ConfigError("strategy.name", f"'{setup.config.strategy.name}' has no common model to export")
     target = out or folder / "model.safetensors"
-    save_file(named_model(setup.problem, model), target)
-    console.print(target)
+    write_bytes(target, save(named_model(setup.problem, model)))
+    _say(target)
 
 
 @app.command()
@@ -182,16 +183,16 @@ def replay(
     """Repeat one client's work of one exchange, alone and eagerly."""
 
     def before(setup: experiment.Setup, planned: Any) -> None:
-        console.print(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
+        _say(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
         if debugger:
             breakpoint()
 
     uplink = experiment.replay(folder, exchange, client, before=before)
     for name, vector in uplink.vectors.items():
-        console.print(f"  {name}: {vector.numel()} entries, norm {float(vector.norm()):.6g}", highlight=False)
+        _say(f"  {name}: {vector.numel()} entries, norm {float(vector.norm()):.6g}")
     for name, value in uplink.metrics.items():
-        console.print(f"  {name}: {float(value):.6g}", highlight=False)
-    console.print(f"  weight: {float(uplink.weight):.6g}", highlight=False)
+        _say(f"  {name}: {float(value):.6g}")
+    _say(f"  weight: {float(uplink.weight):.6g}")
 
 
 def _cells(
@@ -260,16 +261,21 @@ def _execute(setup: experiment.Setup, folder: Path, quiet: bool, resume: bool) -
     path = html.write(folder)
     if not quiet:
         console.print(live.summary(record.read(folder)))
-    console.print(f"{result.status}: {result.reason}", highlight=False)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    _say(f"{result.status}: {result.reason}")
+    _say(f"report: {path}")
     if result.status == "interrupted":
         raise typer.Exit(130)
+
+
+def _say(text: object) -> None:
+    """One line as it is: paths and configs are no markup, and are not broken at the width of a terminal."""
+    console.print(str(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _compare(folders: Sequence[Path], out: Path) -> None:
     path, table = comparison.compare(folders, out)
     console.print(table)
-    console.print(f"comparison: {path}", highlight=False, soft_wrap=True)
+    _say(f"comparison: {path}")
 
 
 _TRACKERS = {"tensorboard": trackers.tensorboard, "mlflow": trackers.mlflow}

@@ -237,11 +237,13 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
     here: Any = document
     for depth, part in enumerate(path[:-1]):
         if isinstance(here, list):
+            if part == str(len(here)):
+                here.append({})
             here = here[_index(here, path, depth)]
         else:
             if not isinstance(here.get(part, {}), dict | list):
                 here[part] = {"name": here[part]}
-            here = here.setdefault(part, {})
+            here = here.setdefault(part, [] if path[depth + 1].isdigit() else {})
         if not isinstance(here, dict | list):
             below = ".".join(path[: depth + 1])
             raise ConfigError(".".join(path), f"{below} is {here!r}, which has nothing below it to change")

@@ -378,7 +378,9 @@ def _check(setup: Setup) -> None:
     if stop is not None:
         if stop.target is None and stop.patience is None:
             raise ConfigError("run.stop", "a target or a patience is needed")
-        if "test" not in problem.data.server or (problem.data.task != "classification" and stop.metric != "loss"):
+        served = strategy.model(problem, strategy.init(problem, keys.fold(setup.key, "init"))) is not None
+        known = problem.data.task == "classification" or stop.metric == "loss"
+        if not (served and known and "test" in problem.data.server):
             raise ConfigError("run.stop.metric", f"'{stop.metric}' is not measured in this experiment")
 
 

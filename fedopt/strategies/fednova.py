@@ -34,8 +34,8 @@ class fednova:
 
     a_i = ||a_i||_1 is the weight that the local optimizer gives to its gradients: τ_i steps of SGD give a_i = τ_i; with
     momentum ρ and k_i = (1 - ρ^τ_i) / (1 - ρ), a_i = (τ_i - ρ k_i) / (1 - ρ). Dampening δ turns a_i into
-    (1 - δ) a_i + δ k_i, and Nesterov's form then into τ_i + ρ a_i. These are read from the local optimizer's `momentum`,
-    `dampening` and `nesterov`; for optimizers without them a_i = τ_i.
+    (1 - δ) a_i + δ k_i, and Nesterov's form then into τ_i + ρ a_i. They are read from the local optimizer's
+    `momentum`, `dampening` and `nesterov`; for optimizers without them a_i = τ_i.
 
     Up: `delta` = delta_i / a_i, and `steps` = a_i as a vector of one entry.
 

@@ -303,7 +303,7 @@ def _descent(problem: Problem, lr: float, rounds: int) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(module(shards.x[shards.index]), shards.y)
         if round < rounds:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return torch.cat([p.detach().flatten() for p in params]), loss.detach()
 

@@ -80,9 +80,9 @@ def tiny(name: str, dtype: torch.dtype, pooled: bool = False, **options: Any) ->
     raise AssertionError(f"no shape of samples suits '{name}': {refusals}")
 
 
-def optimizer_of(name: str) -> Optimizer:
-    given = {"lr": 0.05} if "lr" in optimizers.registry.options(name) else {}
-    return optimizers.build(name, given)
+def optimizer_of(name: str, **given: Any) -> Optimizer:
+    known = optimizers.registry.options(name)
+    return optimizers.build(name, {option: value for option, value in {"lr": 0.05, **given}.items() if option in known})
 
 
 def problem_for(strategy: str, model: str, dtype: torch.dtype = torch.float64, **options: Any) -> Problem:
@@ -114,7 +114,8 @@ def agree(stacked: Played, serial: Played) -> None:
     pairs = list(zip(moved(stacked), moved(serial), strict=True))
     assert len(pairs) > ROUNDS
     for (name, got), (_, wanted) in pairs:
-        gap = float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
+        # below the floor lies what is zero but for rounding, such as the moments of a bias that a norm takes out again
+        gap = float((got - wanted).norm() / wanted.norm().clamp(min=1e-6))
         assert gap <= TOLERANCE[wanted.dtype], f"{name}: relative difference {gap:.2e}"
     assert any(float(wanted.norm()) > 1e-3 for _, (_, wanted) in pairs), "nothing moved"
 
@@ -251,6 +252,7 @@ def test_rejected_clients_are_the_same() -> None:
 
 def test_an_error_in_a_program_is_told_by_the_serial_run() -> None:
     """What does not stack is tried one by one, and a real mistake is named with its client."""
+
     class Wrong(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -277,4 +279,7 @@ def test_everything_with_everything(strategy: str, optimizer: str, model: str) -
     problem = problem_for(strategy, model)
     wants = strategies.registry.wants(strategy)
     part = "optimizer" if "optimizer" in wants else "server"
-    both(problem, strategy, participation=uniform(count=min(2, problem.clients)), **{part: optimizer_of(optimizer)})
+    # some networks have gradients that are zero but for rounding (a bias before a norm, the keys' bias in attention);
+    # an adaptive step divides them by eps, and with a pull lam and lr lam / eps > 2 they grow from step to step
+    made = optimizer_of(optimizer, eps=0.1)
+    both(problem, strategy, participation=uniform(count=min(2, problem.clients)), **{part: made})

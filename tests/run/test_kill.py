@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import fedopt
-from fedopt.registry import ConfigError
 
 Small = Callable[..., dict[str, Any]]
 Same = Callable[[Path, Path], None]
@@ -30,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ditto": {"strategy.name": "ditto", "strategy.lam": 0.5},
 }
 # long enough that a process can be caught between any two exchanges
-LONG = {"run.rounds": 14, "strategy.steps": 40, "data.partition": {"name": "iid"}, "executor": "serial"}
+LONG = {"run.rounds": 12, "strategy.steps": 8, "data.partition": {"name": "iid"}, "executor": "serial"}
 
 
 def count(folder: Path) -> int:
@@ -56,7 +55,7 @@ def killed_and_resumed(document: dict[str, Any], kills: list[int], folder: Path,
         kill_after(process, folder, exchanges)
         assert '"running"' in (folder / "run.json").read_text()
         process = start("resume", folder, "--quiet")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "finished: all rounds done" in out
     assert '"finished"' in (folder / "run.json").read_text()
@@ -65,29 +64,20 @@ def killed_and_resumed(document: dict[str, Any], kills: list[int], folder: Path,
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_once(method: str, small: Small, same: Same, start: Start, write: Write, tmp_path: Path) -> None:
     document = small({**LONG, **METHODS[method]})
-    moment = random.Random(method).randint(4, 11)
+    moment = random.Random(method).randint(4, 9)
     killed_and_resumed(document, [moment], tmp_path / "killed", start, write)
-    fedopt.run(document, out=tmp_path / "whole")
-    same(tmp_path / "whole", tmp_path / "killed")
-
-
-def test_killed_before_the_first_checkpoint_and_again_later(
-    small: Small, same: Same, start: Start, write: Write, tmp_path: Path
-) -> None:
-    document = small({**LONG, **METHODS["scaffold"]})
-    killed_and_resumed(document, [1, 7], tmp_path / "killed", start, write)
     fedopt.run(document, out=tmp_path / "whole")
     same(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(4))
-def test_killed_three_times(
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_three_times_the_first_before_a_checkpoint(
     method: str, seed: int, small: Small, same: Same, start: Start, write: Write, tmp_path: Path
 ) -> None:
-    document = small({**LONG, **METHODS[method], "run.seed": seed, "run.checkpoint_every": 1 + seed})
-    moments = sorted(random.Random(f"{method} {seed}").sample(range(1, 12), 3))
+    document = small({**LONG, **METHODS[method], "run.seed": seed})
+    moments = [1, *sorted(random.Random(f"{method} {seed}").sample(range(2, 10), 2))]
     killed_and_resumed(document, moments, tmp_path / "killed", start, write)
     fedopt.run(document, out=tmp_path / "whole")
     same(tmp_path / "whole", tmp_path / "killed")
@@ -159,11 +149,10 @@ def kill_everywhere(document: dict[str, Any], moments: list[int], same: Same, tm
     for moment in moments:
         shutil.rmtree(folder, ignore_errors=True)
         assert not kill_at(lambda: fedopt.run(document, out=folder), folder, moment)
-        try:
+        if (folder / "config.toml").exists():
             kill_at(lambda: fedopt.resume_run(folder), folder, random.Random(moment).randint(1, 60))
             fedopt.resume_run(folder)
-        except ConfigError as nothing_yet:
-            assert "no config.toml" in str(nothing_yet)
+        else:  # it had hardly begun, and can begin again
             fedopt.run(document, out=folder)
         same(whole, folder)
         assert not list(folder.rglob(".*.draft*")) and not list(folder.rglob(".*.old")), "litter"
@@ -178,7 +167,7 @@ def test_killed_at_some_changes_of_the_run_folder(small: Small, same: Same, tmp_
     document = small(TINY)
     moments = moments_of(document, tmp_path)
     assert moments > 50
-    kill_everywhere(document, sorted(random.Random(5).sample(range(1, moments + 1), 5)), same, tmp_path)
+    kill_everywhere(document, random.Random(5).sample(range(1, moments + 1), 5), same, tmp_path)
 
 
 @pytest.mark.slow

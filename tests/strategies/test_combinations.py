@@ -79,9 +79,7 @@ def test_an_attack_that_changes_nothing(strategy: str, scope: str) -> None:
     still = attacks.build("sign_flip", {})._replace(vectors=lambda seen, b, **offers: seen)
     problem = small_problem(small_federation(SIZES))
     group = Group(still, ATTACKERS)
-    attacked, plain = (
-        play(problem, made, 2, adversary=adversary) for adversary in (Adversary((group,)), Adversary())
-    )
+    attacked, plain = (play(problem, made, 2, adversary=adversary) for adversary in (Adversary((group,)), Adversary()))
     assert attacked.params is not None
     assert plain.params is not None
     torch.testing.assert_close(attacked.params, plain.params, rtol=0, atol=1e-13)

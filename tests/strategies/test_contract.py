@@ -20,7 +20,6 @@ from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
-from fedopt.models import build
 from fedopt.optimizers.adam import adam
 from fedopt.optimizers.sgd import sgd
 from fedopt.participation.uniform import uniform
@@ -59,7 +58,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else str(value))
+@pytest.mark.parametrize(
+    ("name", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else str(value)
+)
 def test_the_contract(name: str, options: dict[str, Any]) -> None:
     check_strategy(name, **options)
 
@@ -165,7 +166,9 @@ class undeclared(fedavg):
         def finish(client: Client, carry: Any, uplink: Uplink) -> Uplink:
             return uplink._replace(memory={"last": uplink.vectors["delta"]})
 
-        return Programs({**super().programs(problem).work, "train": training(problem, self.optimizer, finish=finish)}, {})
+        return Programs(
+            {**super().programs(problem).work, "train": training(problem, self.optimizer, finish=finish)}, {}
+        )
 
 
 @dataclass(frozen=True)
@@ -273,6 +276,31 @@ def test_a_rejected_client_counts_as_absent(name: str, scope: str, executor: Any
     torch.testing.assert_close(played.params, wanted.params, rtol=0, atol=1e-12)
 
 
+@dataclass(frozen=True)
+class counting(fedavg):
+    """Clients count the exchanges they took part in, and keep a second number that no program ever changes."""
+
+    def programs(self, problem: Problem) -> Programs:
+        def finish(client: Client, carry: Any, uplink: Uplink) -> Uplink:
+            seen = client.memory["seen"] + 1
+            return uplink._replace(memory={"seen": seen}, metrics={**uplink.metrics, "mark": client.memory["mark"]})
+
+        train = training(problem, self.optimizer, finish=finish)
+        memory = {"seen": torch.zeros((), dtype=torch.int64), "mark": torch.full((2,), 7.0)}
+        return Programs({**super().programs(problem).work, "train": train}, memory)
+
+
+@pytest.mark.parametrize("executor", [Serial, Stacked])
+def test_a_memory_key_that_a_program_leaves_alone_keeps_its_first_value(executor: Any) -> None:
+    problem = small_problem(small_federation(SIZES))
+    played = play(problem, compose(counting, participation=uniform(count=2)), 5, executor=executor())
+    everybody = played.memory.of(torch.arange(6))
+    took_part = torch.cat([step.replies.clients for step in played.steps])
+    assert everybody["seen"].tolist() == torch.bincount(took_part, minlength=6).tolist()
+    assert (everybody["mark"] == 7.0).all()
+    assert all((step.replies.metrics["mark"] == 7.0).all() for step in played.steps)
+
+
 @pytest.mark.parametrize("executor", [Serial, Stacked])
 @pytest.mark.parametrize("krum", [False, True])
 def test_the_control_variate_of_scaffold_is_the_mean_of_the_clients(krum: bool, executor: Any) -> None:
@@ -338,6 +366,7 @@ def test_buffers_are_averaged_like_the_model(weighting: str) -> None:
     weights = [1.0] * 6 if weighting == "uniform" else list(SIZES)
     shards = problem.data.splits["train"]
     module = problem.network.training
+    assert isinstance(module, Normed)
     mean, variance = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
     for client, weight in enumerate(weights):
         own = slice(int(shards.offsets[client]), int(shards.offsets[client + 1]))
@@ -429,7 +458,7 @@ def test_schedules_take_effect_in_their_round(what: str) -> None:
 def test_kept_optimizers_survive_a_checkpoint(name: str, optimizer: str, tmp_path: Any) -> None:
     options = {"lr": 0.05, "momentum": 0.9} if optimizer == "sgd" else {"lr": 0.05}
     problem = problem_for(name)
-    parts = {"participation": uniform(count=3), "batches": Batches(size=4), "optimizer_state": "kept"}
+    parts: dict[str, Any] = {"participation": uniform(count=3), "batches": Batches(size=4), "optimizer_state": "kept"}
     strategy = compose(name, optimizer=optimizers.build(optimizer, options), **parts)
     half, whole = play(problem, strategy, 2), play(problem, strategy, 4)
     stored = Checkpoint(2, half.state, half.memory.snapshot(), {})

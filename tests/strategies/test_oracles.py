@@ -83,7 +83,7 @@ def cohorts(played: Played) -> Iterator[tuple[int, list[int]]]:
 def gradient(w: Array, x: Array, y: npt.NDArray[np.int64]) -> Array:
     """Of the mean cross entropy of softmax(W x + b), w = (W row by row, b)."""
     classes = 3
-    weight, bias = w[: -classes].reshape(classes, -1), w[-classes:]
+    weight, bias = w[:-classes].reshape(classes, -1), w[-classes:]
     total = np.zeros_like(w)
     for sample, label in zip(x, y, strict=True):
         z = weight @ sample + bias
@@ -92,6 +92,12 @@ def gradient(w: Array, x: Array, y: npt.NDArray[np.int64]) -> Array:
         p[label] -= 1.0
         total += np.concatenate([np.outer(p, sample).ravel(), p])
     return total / len(y)
+
+
+def cross_entropy(w: Array, x: Array, y: npt.NDArray[np.int64]) -> float:
+    weight, bias = w[:-3].reshape(3, -1), w[-3:]
+    z = [weight @ sample + bias for sample in x]
+    return float(np.mean([np.log(np.exp(one).sum()) - one[label] for one, label in zip(z, y, strict=True)]))
 
 
 def start(played: Played) -> Array:
@@ -109,7 +115,9 @@ def moved(wanted: Array, first: Array) -> None:
     assert np.linalg.norm(wanted - first) > 0.05
 
 
-def descend(w: Array, walk: Sequence[Sample], velocity: Array, rho: float = 0.0, mu: float = 0.0) -> tuple[Array, Array]:
+def descend(
+    w: Array, walk: Sequence[Sample], velocity: Array, rho: float = 0.0, mu: float = 0.0
+) -> tuple[Array, Array]:
     """SGD with momentum rho and a pull mu towards the start; velocity is changed by value."""
     centre = w.copy()
     w = w.copy()
@@ -187,9 +195,7 @@ def test_fedavg_with_adam(playing: Callable[..., Played]) -> None:
 
 
 @pytest.mark.parametrize(("rho", "kept"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_fedavg_of_a_network_with_torch_itself_at_the_clients(
-    executor: Executor, rho: float, kept: bool
-) -> None:
+def test_fedavg_of_a_network_with_torch_itself_at_the_clients(executor: Executor, rho: float, kept: bool) -> None:
     data = small_federation(SIZES)
     module = build(
         "mlp",
@@ -341,6 +347,8 @@ def test_ditto(playing: Callable[..., Played], lam: float) -> None:
     everybody = played.memory.of(torch.arange(len(SIZES)))["personal"]
     for i, v in personal.items():
         agree(everybody[i], v)
+    # a client judges its personal model
+    agree(played.losses(), np.array([cross_entropy(personal[i], *samples(played, i)) for i in personal]))
 
 
 @pytest.mark.parametrize("optimizer_state", ["kept", "reset"])
@@ -387,7 +395,7 @@ ETA, BETA1, BETA2, TAU = 0.3, 0.9, 0.95, 1e-2
         ),
         ("FedYogi", yogi(lr=ETA, beta1=BETA1, beta2=BETA2, eps=TAU, initial_accumulator=TAU**2)),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_server_optimizers(playing: Callable[..., Played], method: str, server: Any) -> None:
     """Reddi et al. 2021, Algorithm 2 with v_{-1} = tau^2, and FedAvgM of Hsu et al. 2019."""

@@ -1,0 +1,103 @@
+"""The boundary: what is rejected, and sums that do not depend on how the work was cut."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedopt.engine.collect import BLOCK, collect, to_mean
+from fedopt.types import Exchange, Uplink
+
+
+def uplinks(n: int, d: int = 5) -> Uplink:
+    torch.manual_seed(n)
+    return Uplink(
+        {"delta": torch.randn(n, d), "steps": torch.rand(n, 1)},
+        {"loss": torch.rand(n)},
+        {"count": torch.arange(n, dtype=torch.int64)},
+        torch.rand(n) + 0.5,
+    )
+
+
+def take(all_: Uplink, rows: Tensor) -> tuple[Tensor, Uplink]:
+    def part(named: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value[rows] for name, value in named.items()}
+
+    return rows, Uplink(part(all_.vectors), part(all_.metrics), part(all_.memory), all_.weight[rows])
+
+
+def exchange(n: int, reduce: str) -> Exchange:
+    return Exchange("train", torch.arange(n) * 3, {}, reduce=reduce)  # type: ignore[arg-type]
+
+
+def test_rows_come_back_in_client_order_however_they_were_cut() -> None:
+    all_ = uplinks(10)
+    blocks = [take(all_, torch.tensor(rows)) for rows in ([7, 2, 9], [0], [1, 8, 3, 4, 6, 5])]
+    replies = collect(exchange(10, "rows"), blocks)
+    assert replies.clients.tolist() == [3 * i for i in range(10)]
+    assert torch.equal(replies.vectors["delta"], all_.vectors["delta"])
+    assert torch.equal(replies.metrics["loss"], all_.metrics["loss"])
+    assert torch.equal(replies.memory["count"], all_.memory["count"])
+    assert replies.rejected == ()
+
+
+def test_the_mean_is_the_weighted_mean() -> None:
+    all_ = uplinks(6)
+    replies = collect(exchange(6, "mean"), [take(all_, torch.arange(6))])
+    wanted = sum(float(all_.weight[i]) * all_.vectors["delta"][i] for i in range(6)) / float(all_.weight.sum())
+    torch.testing.assert_close(replies.vectors["delta"], wanted[None])
+    torch.testing.assert_close(replies.weights, all_.weight.sum()[None])
+    assert replies.metrics["loss"].shape == (6,)
+
+
+def test_blocks_of_sixteen_give_the_bits_of_the_mean_formed_afterwards() -> None:
+    n = 2 * BLOCK + 5
+    all_ = uplinks(n)
+    blocks = [take(all_, torch.arange(s, min(s + BLOCK, n))) for s in range(0, n, BLOCK)]
+    early = collect(exchange(n, "mean"), blocks)
+    late = to_mean(collect(exchange(n, "rows"), blocks))
+    assert torch.equal(early.vectors["delta"], late.vectors["delta"]) and torch.equal(early.weights, late.weights)
+
+
+@pytest.mark.parametrize("reduce", ["rows", "mean"])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_rejected_by_name_and_never_averaged(reduce: str, poison: float) -> None:
+    all_ = uplinks(5)
+    all_.vectors["delta"][1, 2:4] = poison
+    all_.weight[3] = poison
+    replies = collect(exchange(5, reduce), [take(all_, torch.arange(5))])
+    assert replies.clients.tolist() == [0, 6, 12]
+    assert [r.client for r in replies.rejected] == [3, 9]
+    assert replies.rejected[0].reason == "2 of 5 entries of its delta are NaN or Inf"
+    assert "its weight" in replies.rejected[1].reason
+    assert bool(torch.isfinite(replies.vectors["delta"]).all())
+    assert replies.memory["count"].tolist() == [0, 2, 4]
+    keep = [0, 2, 4]
+    if reduce == "mean":
+        wanted = (all_.weight[keep, None] * all_.vectors["delta"][keep]).sum(0) / all_.weight[keep].sum()
+        torch.testing.assert_close(replies.vectors["delta"][0], wanted)
+
+
+def test_a_negative_weight_is_no_weight() -> None:
+    all_ = uplinks(3)
+    all_.weight[0] = -1.0
+    replies = collect(exchange(3, "mean"), [take(all_, torch.arange(3))])
+    assert [r.client for r in replies.rejected] == [0] and "is not a finite number >= 0" in replies.rejected[0].reason
+
+
+@pytest.mark.parametrize("reduce", ["rows", "mean"])
+def test_everybody_rejected(reduce: str) -> None:
+    all_ = uplinks(3)
+    all_.vectors["delta"][:] = math.nan
+    replies = collect(exchange(3, reduce), [take(all_, torch.arange(3))])
+    assert replies.clients.numel() == 0 and len(replies.rejected) == 3
+    assert bool(torch.isfinite(replies.vectors["delta"]).all())
+
+
+def test_nobody_has_any_weight() -> None:
+    all_ = uplinks(3)._replace(weight=torch.zeros(3))
+    replies = collect(exchange(3, "mean"), [take(all_, torch.arange(3))])
+    assert torch.equal(replies.vectors["delta"], torch.zeros(1, 5)) and replies.clients.numel() == 3
