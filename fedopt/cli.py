@@ -129,14 +129,20 @@ def list_components(
     for section, registry in rooms.items():
         if room not in (None, section):
             continue
-        table = Table(title=f"[{section}]".replace("[", r"\["), title_justify="left", title_style="bold")
-        for column in ("name", "what it does", "options", "reference"):
-            table.add_column(column, overflow="fold")
+        console.print(f"\n[bold]{escape(f'[{section}]')}[/]")
+        keys = [key for key in configs.section_keys(section) if key != "name"]
+        if keys:
+            console.print(f"  [dim]keys of the section itself: {', '.join(keys)}[/]")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold cyan", no_wrap=True)
+        table.add_column(overflow="fold")
         for name in registry.names():
             component = registry.get(name)
-            summary = (inspect.getdoc(component) or "").split("\n\n")[0].replace("\n", " ")
-            options = "\n".join(str(option) for option in registry.options(name).values())
-            table.add_row(escape(name), escape(summary), escape(options), escape(facts(component).get("reference", "")))
+            text = [escape((inspect.getdoc(component) or "").split("\n\n")[0].replace("\n", " "))]
+            text += [f"  {escape(str(option))}" for option in registry.options(name).values()]
+            source = facts(component).get("reference", "")
+            text += [f"[dim]{escape(source)}[/]"] if source else []
+            table.add_row(f"  {escape(name)}", "\n".join(text))
         console.print(table)
 
 

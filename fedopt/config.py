@@ -161,6 +161,9 @@ SECTIONS: dict[str, Registry] = {
 }
 """Which room a section's component is looked up in."""
 
+NAMED_ONLY = ("run", "executor")
+"""Sections whose keys do not depend on their name."""
+
 CHANGEABLE = (
     "run.rounds",
     "run.evaluate_every",
@@ -212,7 +215,7 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
         if (
             isinstance(value, Mapping)
             and isinstance(old, Mapping)
-            and value.get("name", old.get("name")) == old.get("name")
+            and (key in NAMED_ONLY or value.get("name", old.get("name")) == old.get("name"))
         ):
             merged[key] = merge(old, value)
         else:
@@ -241,8 +244,9 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
                 here.append({})
             here = here[_index(here, path, depth)]
         else:
-            if not isinstance(here.get(part, {}), dict | list):
-                here[part] = {"name": here[part]}
+            old = here.get(part, {})
+            if not isinstance(old, dict | list):  # a word names a component; a number gives way to a schedule
+                here[part] = {"name": old} if isinstance(old, str) else {}
             here = here.setdefault(part, [] if path[depth + 1].isdigit() else {})
         if not isinstance(here, dict | list):
             below = ".".join(path[: depth + 1])
@@ -251,14 +255,19 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
     if isinstance(here, list):
         here[_index(here, path, len(path) - 1)] = value
         return
-    if last == "name" and path[0] not in ("run", "executor") and here.get("name") not in (None, value):
+    if last == "name" and path[0] not in NAMED_ONLY and here.get("name") not in (None, value):
         # the old component's options mean nothing to the new one; the section's own keys stay
-        sections: dict[str, type[Component]] = {"data": Data, "model": Model, "strategy": Strategy, "attack": Attack}
         nested = len(path) > 2 and path[0] != "attack"
-        own = Component if nested else sections.get(path[0], Component)
-        for key in [key for key in here if key not in own.model_fields]:
+        own = section_keys("" if nested else path[0])
+        for key in [key for key in here if key not in own]:
             del here[key]
     here[last] = value
+
+
+def section_keys(section: str) -> list[str]:
+    """The keys of a component's section that are not options of the component."""
+    sections: dict[str, type[Component]] = {"data": Data, "model": Model, "strategy": Strategy, "attack": Attack}
+    return list(sections.get(section, Component).model_fields)
 
 
 def _index(items: list[Any], path: Sequence[str], depth: int) -> int:

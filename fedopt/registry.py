@@ -18,7 +18,8 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
@@ -54,13 +55,23 @@ class Option(NamedTuple):
 
 
 def _spelled(annotation: Any) -> str:
+    """A type as a person writes it; constraints (`Annotated`) are left out."""
     if isinstance(annotation, str):
         return annotation
-    if get_origin(annotation) is Annotated:
-        return " | ".join(_spelled(a) for a in get_args(get_args(annotation)[0])) or _spelled(get_args(annotation)[0])
-    if inspect.isclass(annotation) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
+    if annotation is type(None):
+        return "none"
+    if annotation is Ellipsis:
+        return "..."
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _spelled(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join(_spelled(part) for part in inner)
+    if origin is Literal:
+        return " | ".join(repr(value) for value in inner)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_spelled(part) for part in inner)}]"
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation).replace("typing.", "")
 
 
 def declare(*, reference: str = "", **facts: Any) -> Callable[[C], C]:

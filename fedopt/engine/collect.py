@@ -17,7 +17,8 @@ def screen(clients: Tensor, uplinks: Uplink) -> tuple[Tensor, tuple[Rejection, .
     """Which rows are usable `[n]`, and why the others are not: NaN or Inf anywhere, or a weight that is no weight."""
     usable = torch.isfinite(uplinks.weight) & (uplinks.weight >= 0)
     checked = {**uplinks.vectors, **{f"memory {name}": rows for name, rows in uplinks.memory.items()}}
-    finite = {name: torch.isfinite(rows.reshape(rows.shape[0], -1)).all(dim=1) for name, rows in checked.items()}
+    # one more dimension, so that rows of scalars and no rows at all flatten too
+    finite = {name: torch.isfinite(rows)[..., None].flatten(1).all(dim=1) for name, rows in checked.items()}
     for rows in finite.values():
         usable = usable & rows
     rejected = []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedopt.types import Named, Replies
+from fedopt.types import FedoptError, Named, Replies
 
 
 class ClientMemory:
@@ -46,6 +46,12 @@ class ClientMemory:
             self._write(snapshot["clients"], rows)
 
     def _write(self, clients: Tensor, changed: Named) -> None:
+        unknown = set(changed) - set(self.first)
+        if unknown:
+            raise FedoptError(
+                f"a client program changed the memory '{min(unknown)}', which its strategy does not declare;"
+                f" declared: {', '.join(self.first) or 'none'}"
+            )
         fresh = clients[self.slot[clients] == 0]
         needed = self.used + fresh.numel()
         self.slot[fresh] = torch.arange(self.used, needed)

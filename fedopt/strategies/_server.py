@@ -90,7 +90,8 @@ def absorb(
 
     A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so.
     """
-    waiting = state._replace(round=state.round + 1)
+    selection = parts.participation.observe(state.participation, replies)
+    waiting = state._replace(round=state.round + 1, participation=selection)
     accepted = replies.clients.numel()
     refusal = "no answer was accepted" if accepted == 0 else parts.aggregator.admits(accepted)
     if refusal is not None:
@@ -113,7 +114,7 @@ def absorb(
         model=model,
         optimizer=optimizer,
         rule=rule,
-        participation=parts.participation.observe(state.participation, replies),
+        participation=selection,
         previous=delta if "previous" in parts.aggregator.needs else state.previous,
         own=state.own,
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedopt.problem import Problem
 from fedopt.programs import evaluation, gradient
-from fedopt.registry import declare
+from fedopt.registry import ConfigError, declare
 from fedopt.strategies import _server
 from fedopt.strategies._server import Server
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule
@@ -28,6 +28,10 @@ class fedsgd:
     aggregator: Rule
     server: Optimizer
     batches: Batches = Batches(size=None, shuffle=False)
+
+    def __post_init__(self) -> None:
+        if self.batches.steps is not None or self.batches.epochs != 1:
+            raise ConfigError("strategy", "fedsgd sends the gradient of all data; remove epochs and steps")
 
     def programs(self, problem: Problem) -> Programs:
         return Programs({"train": gradient(problem), "evaluate": evaluation(problem)}, {})

@@ -21,6 +21,7 @@ from fedopt.testing.attacks import check_attack
 from fedopt.testing.compression import check_codec
 from fedopt.testing.optimizers import check_optimizer
 from fedopt.testing.participation import check_participation
+from fedopt.testing.strategies import check_strategy
 
 __all__ = [
     "check_aggregator",
@@ -28,5 +29,6 @@ __all__ = [
     "check_codec",
     "check_optimizer",
     "check_participation",
+    "check_strategy",
     "discriminating",
 ]
