@@ -423,10 +423,10 @@ def execute(
         done, state = _restore(setup, config, folder, memory, state)
     else:
         _claim(folder)
-    write_text(folder / "config.toml", config.to_toml())
-    write_json(folder / "partition.json", describe_partition(problem, setup.adversary))
     about = _about(setup, config, "running", "")
     write_json(folder / "run.json", about)
+    write_text(folder / "config.toml", config.to_toml())  # after run.json: from here on, the folder is a run's
+    write_json(folder / "partition.json", describe_partition(problem, setup.adversary))
     status, reason = "failed", ""
     last = done
     with Metrics(folder / "metrics.jsonl", before=done) as metrics, _patient_interrupt() as interrupted:
@@ -511,16 +511,14 @@ def resume_run(folder: str | Path, changes: Sequence[str] = (), *, callbacks: Se
 
 def stored_config(folder: Path, changes: Sequence[str] = ()) -> Config:
     """The config of a run folder. Raises ConfigError for a run that held objects which no config can describe."""
-    path, about = folder / "config.toml", folder / "run.json"
-    if not path.exists():
-        raise ConfigError("run.out", f"{folder} is no run folder: it has no config.toml")
-    if about.exists() and not json.loads(about.read_text(encoding="utf-8"))["portable"]:
+    _known_run(folder)
+    if not json.loads((folder / "run.json").read_text(encoding="utf-8"))["portable"]:
         raise ConfigError(
             "run.out",
             f"{folder} was run from Python with a module, data or a strategy of its own, which its config does not"
             " hold; go on with Experiment(...).resume(folder)",
         )
-    return configs.load(path, changes)
+    return configs.load(folder / "config.toml", changes)
 
 
 def replay(
@@ -590,16 +588,25 @@ def early_stop(stop: Stop | None, lines: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).exists() for name in ("run.json", "config.toml"))
+
+
+def _known_run(folder: Path) -> None:
+    if not _is_run(folder):
+        raise ConfigError("run.out", f"{folder} is no run folder: it has no run.json and config.toml")
+
+
 def _claim(folder: Path) -> None:
     """Make the folder of a new run; an empty one may be there."""
     other = "give another with --set run.out=DIR"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # a run that was killed at its very start leaves a draft
-        taken = any(not path.name.startswith(".") for path in folder.iterdir())
+        # a run that was killed at its very start leaves drafts, and a run.json alone
+        taken = any(not path.name.startswith(".") and path.name != "run.json" for path in folder.iterdir())
     except OSError as error:
         raise ConfigError("run.out", f"the folder {folder} cannot be made ({error}); {other}") from error
-    if (folder / "config.toml").exists():
+    if _is_run(folder):
         raise ConfigError(
             "run.out", f"the folder {folder} holds a run already; continue it with 'fedopt resume {folder}', or {other}"
         )
@@ -609,11 +616,11 @@ def _claim(folder: Path) -> None:
 
 def _restore(setup: Setup, config: Config, folder: Path, memory: ClientMemory, state: State) -> tuple[int, State]:
     """How many exchanges are done, and the state after them; fills `memory` and the executor's plan."""
-    path, found = folder / "config.toml", newest(folder / "checkpoints")
-    if not path.exists():
-        raise ConfigError("run.out", f"{folder} is no run folder: it has no config.toml")
+    _known_run(folder)
+    found = newest(folder / "checkpoints")
     stored = load_checkpoint(found) if found is not None else None
-    changed = configs.differences(configs.load(path if stored is None else stored.run["config"]), config)
+    before = configs.load(folder / "config.toml" if stored is None else stored.run["config"])
+    changed = configs.differences(before, config)
     wrong = {path: values for path, values in changed.items() if not path.startswith(configs.CHANGEABLE)}
     if wrong:
         where, (old, new) = next(iter(wrong.items()))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedopt.problem import Problem
 from fedopt.programs import evaluation, gradient
-from fedopt.registry import ConfigError, declare
+from fedopt.registry import declare
 from fedopt.strategies import _server
 from fedopt.strategies._server import Server
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule
@@ -21,17 +21,14 @@ class fedsgd:
 
     g_i = ∇ f_i(x_t),  x_{t+1} = server step along sum_{i in S_t} (n_i / n) g_i; plain descent with server sgd and lr η.
 
-    There is no local optimizer. `batch_size` only bounds memory: the gradient is that of all of a client's data.
+    There is no local optimizer. `batch_size` only bounds memory: the gradient is that of all of a client's data, unless
+    `steps` asks for so many batches of it (mini-batch gradients).
     """
 
     participation: Participation
     aggregator: Rule
     server: Optimizer
     batches: Batches = Batches(size=None, shuffle=False)
-
-    def __post_init__(self) -> None:
-        if self.batches.steps is not None or self.batches.epochs != 1:
-            raise ConfigError("strategy", "fedsgd sends the gradient of all data; remove epochs and steps")
 
     def programs(self, problem: Problem) -> Programs:
         return Programs({"train": gradient(problem), "evaluate": evaluation(problem)}, {})

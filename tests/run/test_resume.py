@@ -140,7 +140,7 @@ def test_a_change_of_the_numbers_is_refused(
 
 def test_what_is_no_run_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ConfigError, match="is no run folder: it has no config.toml"):
+        with pytest.raises(ConfigError, match="is no run folder: it has no run.json and config"):
             fedopt.resume_run(folder)
         with pytest.raises(ConfigError, match="is no run folder"):
             fedopt.Experiment(data={"clients": 3}, optimizer={"name": "sgd", "lr": 0.1}).resume(folder)
