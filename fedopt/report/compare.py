@@ -285,7 +285,8 @@ def table(groups: Sequence[Group]) -> Table:
         title = Text(row.name, style="bold")
         title.append(f"\n{row.strategy}", style="not bold")
         for key, values in unlike.items():
-            title.append(f"\n{key} = {values[k]}", style="not bold dim")
+            if values[k] not in (ABSENT, "[]"):
+                title.append(f"\n{key} = {values[k]}", style="not bold dim")
         result.add_row(
             title,
             f"{row.rounds:g}",

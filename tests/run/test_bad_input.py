@@ -115,9 +115,7 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "changes, where, words", WRONG, ids=[f"{where}-{i}" for i, (_, where, _) in enumerate(WRONG)]
-)
+@pytest.mark.parametrize("changes, where, words", WRONG, ids=[f"{where}-{i}" for i, (_, where, _) in enumerate(WRONG)])
 def test_the_error_names_the_key_and_the_mend(
     changes: dict[str, Any], where: str, words: list[str], small: Small
 ) -> None:
@@ -226,11 +224,15 @@ def test_an_own_module_that_does_not_fit(small: Small) -> None:
 
 def test_the_folder_of_another_run(small: Small, tmp_path: Path) -> None:
     fedopt.run(small({"run.rounds": 1}), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"run\.out: the folder .*run holds a run already; continue it with 'fedopt res"):
+    with pytest.raises(
+        ConfigError, match=r"run\.out: the folder .*run holds a run already; continue it with 'fedopt res"
+    ):
         fedopt.run(small(), out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match=r"run\.out: the folder .*other is not empty; give another with --set run\.out"):
+    with pytest.raises(
+        ConfigError, match=r"run\.out: the folder .*other is not empty; give another with --set run\.out"
+    ):
         fedopt.run(small(), out=tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match=r"run\.out: the folder .*thesis\.tex cannot be made"):

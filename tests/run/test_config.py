@@ -38,7 +38,9 @@ def test_a_word_stands_for_a_table_with_that_name(small: Small) -> None:
     words = {"participation": "uniform", "aggregator": "mean", "compression": "none", "executor": "serial"}
     tables = {section: {"name": name} for section, name in words.items()}
     assert load(small({**words, "data.partition": "iid"})) == load(small({**tables, "data.partition": {"name": "iid"}}))
-    assert load(small({"attack": {"name": "alie", "count": 1}})) == load(small({"attack": [{"name": "alie", "count": 1}]}))
+    assert load(small({"attack": {"name": "alie", "count": 1}})) == load(
+        small({"attack": [{"name": "alie", "count": 1}]})
+    )
 
 
 def test_base(write: Write, tmp_path: Path) -> None:
@@ -79,7 +81,11 @@ def test_what_is_wrong_with_a_base(write: Write) -> None:
         (["run.stop={target=0.5}"], "run.stop.target", 0.5),
         (["data.partition.alpha=0.25"], "data.partition.alpha", 0.25),
         (["strategy.server.name=adam", "strategy.server.lr=0.5"], "strategy.server.lr", 0.5),
-        (["optimizer.lr.schedule=cosine", "optimizer.lr.start=1.0", "optimizer.lr.rounds=9"], "optimizer.lr.start", 1.0),
+        (
+            ["optimizer.lr.schedule=cosine", "optimizer.lr.start=1.0", "optimizer.lr.rounds=9"],
+            "optimizer.lr.start",
+            1.0,
+        ),
         (["optimizer.lr={schedule='cosine', start=1.0, rounds=9}"], "optimizer.lr.rounds", 9),
         (["attack.0.name=alie", "attack.0.count=2"], "attack", [{"name": "alie", "count": 2}]),
         (["aggregator=krum", "aggregator.f=1"], "aggregator.f", 1),
@@ -110,7 +116,12 @@ def test_another_component_drops_the_options_of_the_old_one(small: Small) -> Non
     document = small(
         {
             "optimizer.momentum": 0.9,
-            "strategy": {"name": "fedprox", "mu": 1.0, "batch_size": 5, "server": {"name": "adam", "lr": 1.0, "eps": 1.0}},
+            "strategy": {
+                "name": "fedprox",
+                "mu": 1.0,
+                "batch_size": 5,
+                "server": {"name": "adam", "lr": 1.0, "eps": 1.0},
+            },
             "model.trainable": ["*"],
         }
     )
@@ -142,7 +153,9 @@ def test_another_component_drops_the_options_of_the_old_one(small: Small) -> Non
         {"schedule": "wsd", "peak": 0.1, "warmup": 3, "stable": 5, "decay": 2},
     ],
 )
-def test_a_schedule_goes_through_a_file_and_to_the_optimizer(schedule: dict[str, Any], small: Small, write: Write) -> None:
+def test_a_schedule_goes_through_a_file_and_to_the_optimizer(
+    schedule: dict[str, Any], small: Small, write: Write
+) -> None:
     from fedopt.schedules import at, parse
 
     config = load(write(small({"optimizer.lr": schedule, "strategy": {"name": "fedprox", "mu": schedule}})))

@@ -124,7 +124,9 @@ def test_own_strategy_value(tmp_path: Path) -> None:
         server=sgd(lr=0.5),
         batches=Batches(size=8, steps=1),
     )
-    experiment = fedopt.Experiment(data={"clients": 6}, model={"hidden": [4]}, strategy=strategy, run_options={"rounds": 2})
+    experiment = fedopt.Experiment(
+        data={"clients": 6}, model={"hidden": [4]}, strategy=strategy, run_options={"rounds": 2}
+    )
     result = experiment.run(tmp_path / "own")
     document = {
         "run": {"rounds": 2}, "data": {"clients": 6}, "model": {"hidden": [4]},

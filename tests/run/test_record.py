@@ -143,7 +143,10 @@ def test_early_stopping(losses: list[float | None], stop: dict[str, Any], reason
     lines.insert(1, {"exchange": 1})  # without an evaluation
     found = early_stop(Stop(**stop), lines)
     assert (reason in found) if reason else found == ""
-    mirrored = [{"accuracy": None if v is None else -v} if (v := line.get("loss")) is not None or "loss" in line else line for line in lines]
+    mirrored = [
+        {"accuracy": None if v is None else -v} if (v := line.get("loss")) is not None or "loss" in line else line
+        for line in lines
+    ]
     turned = {**stop, "metric": "accuracy"} | ({"target": -stop["target"]} if "target" in stop else {})
     assert bool(early_stop(Stop(**turned), mirrored)) == bool(reason)
 
