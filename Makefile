@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## run a small experiment and write its report
-	$(BIN)/fedopt run configs/quickstart.toml
+	$(BIN)/fedopt run configs/quickstart.toml --set run.out=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: check  ## static checks, then all tests but the slow ones
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'

@@ -33,7 +33,11 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"executor": {"name": "serial", "thread": 2}}, "executor.thread", ["Did you mean 'threads'?"]),
     ({"data": 5}, "data", ["5 was given"]),
     # names
-    ({"strategy.name": "fedaverage"}, "strategy.name", ["no strategies component 'fedaverage'", "Did you mean 'fedavg'?"]),
+    (
+        {"strategy.name": "fedaverage"},
+        "strategy.name",
+        ["no strategies component 'fedaverage'", "Did you mean 'fedavg'?"],
+    ),
     ({"data.name": "digit"}, "data.name", ["Did you mean 'digits'?", "import path"]),
     ({"data.partition": "dirichlett"}, "data.partition.name", ["Did you mean 'dirichlet'?"]),
     ({"model.name": "MLP"}, "model.name", ["no models component 'MLP'", "Known: "]),
@@ -44,7 +48,11 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"participation.name": "unifrom"}, "participation.name", ["Did you mean 'uniform'?"]),
     ({"compression": "nine"}, "compression.name", ["Did you mean 'none'?"]),
     ({"executor": "stack"}, "executor.name", ["'stacked'", "'stack' was given"]),
-    ({"model.loss": "crossentropy"}, "model.loss", ["no loss 'crossentropy'", "Did you mean 'cross_entropy'?", "squares"]),
+    (
+        {"model.loss": "crossentropy"},
+        "model.loss",
+        ["no loss 'crossentropy'", "Did you mean 'cross_entropy'?", "squares"],
+    ),
     ({"aggregator": "no.such.module:rule"}, "aggregator.name", ["cannot import 'no.such.module'"]),
     ({"aggregator": "fedopt.aggregators.krum:crum"}, "aggregator.name", ["has no 'crum'", "Did you mean 'krum'?"]),
     # options
@@ -64,7 +72,11 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"run.dtype": "float16"}, "run.dtype", ["'float32' or 'float64'", "'float16' was given"]),
     ({"run.track": ["wandb"]}, "run.track.0", ["'tensorboard' or 'mlflow'", "'wandb' was given"]),
     ({"optimizer.lr": "0.1"}, "optimizer.lr", ["'0.1' was given"]),
-    ({"optimizer.lr": {"schedule": "cosin", "start": 1}}, "optimizer.lr", ["no schedule 'cosin'", "Did you mean 'cosine'?"]),
+    (
+        {"optimizer.lr": {"schedule": "cosin", "start": 1}},
+        "optimizer.lr",
+        ["no schedule 'cosin'", "Did you mean 'cosine'?"],
+    ),
     ({"optimizer.lr": {"schedule": "cosine", "start": 1}}, "optimizer.lr", ["rounds", "missing"]),
     ({"optimizer.lr": {"schedule": "cosine", "start": 1, "round": 3}}, "optimizer.lr", ["Did you mean 'rounds'?"]),
     ({"participation.count": 2.5}, "participation.count", ["2.5 was given"]),
@@ -83,14 +95,26 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     # what has no use
     ({"strategy": {"name": "fedsgd"}}, "optimizer", ["'fedsgd' has no use for it", "remove the section [optimizer]"]),
     ({"strategy": {"name": "local_only"}, "aggregator": "mean"}, "aggregator", ["no use", "remove the section"]),
-    ({"strategy.name": "local_only", "strategy.server": {"name": "sgd", "lr": 1.0}}, "strategy.server", ["no server step", "remove the key"]),
+    (
+        {"strategy.name": "local_only", "strategy.server": {"name": "sgd", "lr": 1.0}},
+        "strategy.server",
+        ["no server step", "remove the key"],
+    ),
     # numbers that do not go together
-    ({"aggregator": {"name": "krum", "f": 1}}, "aggregator", ["n >= 2f + 3 = 5", "4 were given", "lower aggregator.f", "raise participation.count"]),
+    (
+        {"aggregator": {"name": "krum", "f": 1}},
+        "aggregator",
+        ["n >= 2f + 3 = 5", "4 were given", "lower aggregator.f", "raise participation.count"],
+    ),
     ({"aggregator": {"name": "trimmed_mean", "f": 2}}, "aggregator", ["4 were given", "lower aggregator.f"]),
     ({"participation.count": 9}, "participation.count", ["9 clients are asked for and the pool has 8", "1 ... 8"]),
     ({"run.stop": {}}, "run.stop", ["a target or a patience is needed"]),
     ({"run.stop": {"patience": 3}, "data.test_share": 0.0}, "run.stop.metric", ["'accuracy' is not measured"]),
-    ({"run.stop": {"patience": 3}, "strategy": {"name": "local_only"}}, "run.stop.metric", ["'accuracy' is not measured"]),
+    (
+        {"run.stop": {"patience": 3}, "strategy": {"name": "local_only"}},
+        "run.stop.metric",
+        ["'accuracy' is not measured"],
+    ),
     ({"data.trial_samples": 5000}, "data.trial_samples", ["5000 was given", "lower it"]),
     # attackers
     ({"attack": [{"name": "alie"}]}, "attack.0", ["one of share, count or clients is needed; none given"]),
@@ -100,19 +124,39 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"attack": [{"name": "alie", "count": 9}]}, "attack.0.count", ["9 attackers of the 8 clients left"]),
     ({"attack": [{"name": "alie", "clients": [1, 8]}]}, "attack.0.clients", ["from 0 to 7", "[1, 8] given"]),
     ({"attack": [{"name": "alie", "clients": [1, 1]}]}, "attack.0.clients", ["different ids", "[1, 1] given"]),
-    ({"attack": [{"name": "alie", "clients": [1]}, {"name": "sign_flip", "clients": [2, 1]}]}, "attack.1.clients", ["client 1 is in another attack already"]),
-    ({"attack": [{"name": "alie", "count": 6}, {"name": "sign_flip", "count": 3}]}, "attack.1.count", ["3 attackers of the 2 clients left"]),
+    (
+        {"attack": [{"name": "alie", "clients": [1]}, {"name": "sign_flip", "clients": [2, 1]}]},
+        "attack.1.clients",
+        ["client 1 is in another attack already"],
+    ),
+    (
+        {"attack": [{"name": "alie", "count": 6}, {"name": "sign_flip", "count": 3}]},
+        "attack.1.count",
+        ["3 attackers of the 2 clients left"],
+    ),
     ({"attack": [{"name": "alie", "clients": "all"}]}, "attack.0.clients", ["'all' was given"]),
     # data that is spread too thin
-    ({"data.partition": {"name": "dirichlet", "alpha": 0.01, "min_samples": 180}}, "data.partition.min_samples", ["at least 180 per client", "client ", "lower data.partition.min_samples"]),
-    ({"data.clients": 900, "data.partition": {"name": "dirichlet", "alpha": 0.05}}, "data.clients", ["at least 1 per client was needed", "has 0", "lower data.clients, raise data.partition.alpha"]),
+    (
+        {"data.partition": {"name": "dirichlet", "alpha": 0.01, "min_samples": 180}},
+        "data.partition.min_samples",
+        ["at least 180 per client", "client ", "lower data.partition.min_samples"],
+    ),
+    (
+        {"data.clients": 900, "data.partition": {"name": "dirichlet", "alpha": 0.05}},
+        "data.clients",
+        ["at least 1 per client was needed", "has 0", "lower data.clients, raise data.partition.alpha"],
+    ),
     ({"data.clients": 2000, "data.partition": "iid"}, "data.clients", ["client "]),
     # models
-    ({"model.trainable": ["head.*"]}, "model.trainable", ["no parameter matches 'head.*'", "Parameters: 1.weight, 1.bias"]),
+    (
+        {"model.trainable": ["head.*"]},
+        "model.trainable",
+        ["no parameter matches 'head.*'", "Parameters: 1.weight, 1.bias"],
+    ),
     ({"model.loss": "logistic"}, "model", ["loss 'logistic' does not fit the data", "(1, 8, 8)"]),
     ({"model": {"name": "char_lstm"}}, "model.name", ["token ids"]),
     ({"model": {"name": "cnn1d"}}, "model", ["[1, 8, 8]"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("changes, where, words", WRONG, ids=[f"{where}-{i}" for i, (_, where, _) in enumerate(WRONG)])
@@ -224,15 +268,11 @@ def test_an_own_module_that_does_not_fit(small: Small) -> None:
 
 def test_the_folder_of_another_run(small: Small, tmp_path: Path) -> None:
     fedopt.run(small({"run.rounds": 1}), out=tmp_path / "run")
-    with pytest.raises(
-        ConfigError, match=r"run\.out: the folder .*run holds a run already; continue it with 'fedopt res"
-    ):
+    with pytest.raises(ConfigError, match=r"run\.out: the folder .* holds a run already; continue it with 'fedopt res"):
         fedopt.run(small(), out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=r"run\.out: the folder .*other is not empty; give another with --set run\.out"
-    ):
+    with pytest.raises(ConfigError, match=r"run\.out: the folder .*other is not empty; give another with --set"):
         fedopt.run(small(), out=tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match=r"run\.out: the folder .*thesis\.tex cannot be made"):

@@ -108,6 +108,24 @@ def test_files_that_the_kernel_cuts_short(small: Small, same: Same, tmp_path: Pa
     same(tmp_path / "whole", folder)
 
 
+def test_a_disk_that_fails_altogether_does_not_hide_what_went_wrong_first(
+    small: Small, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = small({"run.checkpoint_every": 2})
+    fedopt.run(document, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+
+        def callback(line: dict[str, Any]) -> None:
+            if line["exchange"] == 4:
+                patch.setattr(os, "fsync", full)
+                raise OverflowError("mine")
+
+        with pytest.raises(OverflowError, match="mine"):
+            fedopt.run(document, out=tmp_path / "part", callbacks=[callback])
+    fedopt.resume_run(tmp_path / "part")
+    same(tmp_path / "whole", tmp_path / "part")
+
+
 def test_no_checkpoint_without_the_line_of_its_exchange(
     small: Small, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

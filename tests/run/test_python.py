@@ -194,7 +194,7 @@ ROOMS = ("aggregators", "attacks", "strategies", "optimizers", "compression", "p
 
 
 def test_a_plain_import_gives_every_room() -> None:
-    code = "import fedopt, json; print(json.dumps({r: getattr(fedopt, r).registry.names() for r in %r}))" % (ROOMS,)
+    code = f"import fedopt, json; print(json.dumps({{r: getattr(fedopt, r).registry.names() for r in {ROOMS}}}))"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

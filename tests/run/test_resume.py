@@ -140,7 +140,7 @@ def test_a_change_of_the_numbers_is_refused(
 
 def test_what_is_no_run_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ConfigError, match="is no run folder: it has no run.json and config"):
+        with pytest.raises(ConfigError, match=r"is no run folder: it has no run\.json and config"):
             fedopt.resume_run(folder)
         with pytest.raises(ConfigError, match="is no run folder"):
             fedopt.Experiment(data={"clients": 3}, optimizer={"name": "sgd", "lr": 0.1}).resume(folder)
@@ -200,7 +200,7 @@ def test_a_record_with_a_gap_or_damage_is_refused(small: Small, tmp_path: Path) 
     lines = file.read_text().splitlines(keepends=True)
     for content in ("", lines[0] + lines[2], lines[0] + lines[0] + lines[1] + lines[2]):
         file.write_text(content)
-        with pytest.raises(fedopt.FedoptError, match="has to record the exchanges 0 to 2.*remove the checkpoints"):
+        with pytest.raises(fedopt.FedoptError, match=r"has to record the exchanges 0 to 2.*remove the checkpoints"):
             fedopt.resume_run(tmp_path)
         assert file.read_text() == content
     for wrong in ("{nonsense}\n", "[]\n", "{}\n"):
