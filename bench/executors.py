@@ -13,7 +13,8 @@ import time
 
 import torch
 
-from fedopt import config, experiment, keys
+from fedopt import config, keys
+from fedopt import setup as setups
 from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 
@@ -27,7 +28,7 @@ def main() -> None:
     given = arguments.parse_args()
     steps = {}
     for name in ("serial", "stacked"):
-        setup = experiment.build(
+        setup = setups.build(
             config.load(
                 {
                     "data": {"name": "digits", "clients": given.clients, "partition": "iid", "test_share": 0.0},

@@ -7,7 +7,8 @@ result.history[-1]["accuracy"]; result.model
 
 from __future__ import annotations
 
-from fedopt.experiment import Experiment, Result, replay, resume_run, run
+from fedopt.execution import Result
+from fedopt.experiment import Experiment, replay, resume_run, run
 from fedopt.registry import ConfigError, declare
 from fedopt.types import FedoptError
 

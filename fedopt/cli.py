@@ -22,7 +22,8 @@ from rich.table import Table
 from safetensors.torch import save
 
 from fedopt import config as configs
-from fedopt import experiment
+from fedopt import execution, experiment
+from fedopt import setup as setups
 from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.engine.record import named_model, write_bytes
 from fedopt.registry import ConfigError, facts
@@ -71,7 +72,7 @@ def run(
     """Run an experiment; with --sweep or --seeds, one after another in sub-folders, skipping what is finished."""
     first = configs.load(config, changes or [])
     cells = list(_cells(first, changes or [], sweep or [], seeds))
-    setups = [experiment.build(configs.load(config, more)) for _, more in cells[:1]]
+    ready = setups.build(configs.load(config, cells[0][1]))
     for _, more in cells[1:]:  # a mistake in the last cell is found before the first one runs
         configs.load(config, more)
     done = []
@@ -81,7 +82,7 @@ def run(
             _say(f"{folder} is finished already")
             continue
         again = len(cells) > 1 and (folder / "config.toml").exists()
-        setup = setups[0] if number == 0 else experiment.build(configs.load(config, more))
+        setup = ready if number == 0 else setups.build(configs.load(config, more))
         _execute(setup, folder, quiet, resume=again)
     if len(done) > 1:
         _compare(done, _root(first) / "compare.html")
@@ -94,15 +95,15 @@ def resume(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")] = False,
 ) -> None:
     """Continue a run from its newest checkpoint; --set may extend it (run.rounds), not change its numbers."""
-    setup = experiment.build(experiment.stored_config(folder, changes or []))
+    setup = setups.build(experiment.stored_config(folder, changes or []))
     _execute(setup, folder, quiet, resume=True)
 
 
 @app.command()
 def check(config: ConfigFile, changes: Changes = None) -> None:
     """Check everything that can be known before the first exchange: names, options, data, model, preconditions."""
-    setup = experiment.build(configs.load(config, changes or []))
-    facts_of_run = experiment.describe(setup)
+    setup = setups.build(configs.load(config, changes or []))
+    facts_of_run = setups.describe(setup)
     console.print(f"[green]ok[/] {escape(str(config))}", highlight=False, soft_wrap=True)
     for name, value in facts_of_run.items():
         _say(f"  {name}: {value}")
@@ -167,7 +168,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write; FOLDER/model.safetensors by default.")] = None,
 ) -> None:
     """Write the model of the newest checkpoint as safetensors that plain torch loads into the same module."""
-    setup = experiment.build(experiment.stored_config(folder))
+    setup = setups.build(experiment.stored_config(folder))
     found = newest(folder / "checkpoints")
     if found is None:
         raise ConfigError("run.out", f"{folder} has no checkpoint yet")
@@ -188,7 +189,7 @@ def replay(
 ) -> None:
     """Repeat one client's work of one exchange, alone and eagerly."""
 
-    def before(setup: experiment.Setup, planned: Any) -> None:
+    def before(setup: setups.Setup, planned: Any) -> None:
         _say(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
         if debugger:
             breakpoint()
@@ -247,16 +248,16 @@ def _finished(folder: Path, config: configs.Config) -> bool:
     return not configs.differences(experiment.stored_config(folder), config).keys() - {"run.out"}
 
 
-def _execute(setup: experiment.Setup, folder: Path, quiet: bool, resume: bool) -> None:
+def _execute(setup: setups.Setup, folder: Path, quiet: bool, resume: bool) -> None:
     config = setup.config
     title = f"{config.run.name}: {config.strategy.name} on {config.data.name}, {setup.problem.clients} clients"
     follow = [_TRACKERS[name](folder) for name in config.run.track]
     try:
         if quiet:
-            result = experiment.execute(setup, folder, callbacks=follow, resume=resume)
+            result = execution.execute(setup, folder, callbacks=follow, resume=resume)
         else:
             with live.LiveView(config.run.rounds, title, console) as view:
-                result = experiment.execute(setup, folder, callbacks=[view.update, *follow], resume=resume)
+                result = execution.execute(setup, folder, callbacks=[view.update, *follow], resume=resume)
     except BaseException:
         with contextlib.suppress(FedoptError, OSError):  # the report of a failed run must not hide why it failed
             html.write(folder)

@@ -164,6 +164,9 @@ SECTIONS: dict[str, Registry] = {
 NAMED_ONLY = ("run", "executor")
 """Sections whose keys do not depend on their name."""
 
+WORDS = ("data", "model", "strategy", "participation", "aggregator", "compression", "optimizer", "executor")
+"""Sections that may be given as a word, the name of the component."""
+
 CHANGEABLE = (
     "run.rounds",
     "run.evaluate_every",
@@ -204,30 +207,31 @@ def read_file(path: Path) -> dict[str, Any]:
     lower = _toml(path.parent / base)
     if "base" in lower:
         raise ConfigError("base", f"{base} has a base of its own; one level is allowed: merge the two files")
-    return merge(lower, document)
+    return merge(_spread(lower), _spread(document))
 
 
-def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` over `lower`, table by table. A table that names another component replaces the lower one."""
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any], section: str | None = None) -> dict[str, Any]:
+    """`upper` over `lower`, table by table; of a component that is replaced, only the section's own keys stay."""
     merged = dict(lower)
     for key, value in upper.items():
         old = merged.get(key)
-        if (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and (key in NAMED_ONLY or value.get("name", old.get("name")) == old.get("name"))
-        ):
-            merged[key] = merge(old, value)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            inner = key if section is None else ""
+            if inner not in NAMED_ONLY and value.get("name", old.get("name")) != old.get("name"):
+                old = {name: old[name] for name in section_keys(inner) if name in old}
+            merged[key] = merge(old, value, inner)
         else:
             merged[key] = value
     return merged
 
 
 def parse_change(change: str) -> tuple[list[str], Any]:
-    """`a.b=value`, the value read as TOML, or as a plain word."""
+    """`a.b=value`, the value read as TOML, or as a plain word; None where nothing stands after the equals sign."""
     path, equals, text = change.partition("=")
     if not equals or not path.strip():
         raise ConfigError(change, "a change has the form section.key=value, e.g. optimizer.lr=0.05")
+    if not text.strip():
+        return path.strip().split("."), None
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -236,7 +240,12 @@ def parse_change(change: str) -> tuple[list[str], Any]:
 
 
 def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set `document[a][b]... = value`; `attack.0.share` reaches into lists; a new component drops the old options."""
+    """Set `document[a][b]... = value`; None removes the key; `attack.0.share` reaches into lists.
+
+    A new component drops the options of the old one and keeps the section's own keys; a word for a section is its name.
+    """
+    if len(path) == 1 and path[0] in WORDS and isinstance(value, str) and isinstance(document.get(path[0]), dict):
+        path = [path[0], "name"]
     here: Any = document
     for depth, part in enumerate(path[:-1]):
         if isinstance(here, list):
@@ -252,6 +261,11 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
             below = ".".join(path[: depth + 1])
             raise ConfigError(".".join(path), f"{below} is {here!r}, which has nothing below it to change")
     last = path[-1]
+    if value is None:
+        if last not in here or isinstance(here, list):
+            raise ConfigError(".".join(path), "there is nothing of that name to remove")
+        del here[last]
+        return
     if isinstance(here, list):
         here[_index(here, path, len(path) - 1)] = value
         return
@@ -276,13 +290,17 @@ def _index(items: list[Any], path: Sequence[str], depth: int) -> int:
     return int(path[depth])
 
 
-def check_document(document: dict[str, Any]) -> Config:
-    """The document as a Config whose components exist and whose options they accept."""
-    document = _spread(document)
+def parse(document: Mapping[str, Any]) -> Config:
+    """The document as a Config, with defaults; the components it names are not looked up."""
     try:
-        config = Config.model_validate_json(_as_json(document), strict=True)
+        return Config.model_validate_json(_as_json(_spread(document)), strict=True)
     except pydantic.ValidationError as error:
         raise _first(error) from None
+
+
+def check_document(document: dict[str, Any]) -> Config:
+    """The document as a Config whose components exist and whose options they accept."""
+    config = parse(document)
     for where, component in components(config):
         SECTIONS[_room(where)].validate(component.name, component.options, where)
     if config.model.loss is not None and config.model.loss not in LOSSES:
@@ -336,7 +354,7 @@ def _room(where: str) -> str:
 def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
     """A component given as a word (`participation = "uniform"`) is a table with that name."""
     spread = dict(document)
-    for section in ("data", "model", "strategy", "participation", "aggregator", "compression", "optimizer", "executor"):
+    for section in WORDS:
         if isinstance(spread.get(section), str):
             spread[section] = {"name": spread[section]}
     for section, key in (("data", "partition"), ("strategy", "server")):

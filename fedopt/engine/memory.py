@@ -22,6 +22,8 @@ class ClientMemory:
         self.slot = torch.zeros(clients, dtype=torch.int64)
         """Row of each client; row 0 holds the first values."""
         self.used = 1
+        self.commits = 0
+        """Exchanges whose changes were stored; counted before anything is changed."""
         self.rows = {name: value[None].clone() for name, value in first.items()}
 
     def of(self, clients: Tensor) -> Named:
@@ -31,6 +33,7 @@ class ClientMemory:
 
     def commit(self, replies: Replies) -> None:
         """Store the changed rows of the accepted clients."""
+        self.commits += 1
         if replies.memory and replies.clients.numel():
             self._write(replies.clients, replies.memory)
 

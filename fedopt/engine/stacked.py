@@ -41,7 +41,7 @@ class Stacked:
         self._serial = Serial()
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
-        name = exchange.program
+        name, known = exchange.program, set(self.refused)
         if name not in self.refused and exchange.batches is not None:
             reason = models.stackable(problem.network.training)
             if reason is not None:
@@ -52,7 +52,12 @@ class Stacked:
                 return collect(exchange, self._blocks(problem, programs, exchange, cohort))
             except Exception as error:  # anything may refuse to stack; the serial run names a real mistake
                 self._refuse(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        return self._serial.map(problem, programs, exchange, memory, key)
+        try:
+            return self._serial.map(problem, programs, exchange, memory, key)
+        except Exception:
+            if name not in known:
+                del self.refused[name]  # a mistake in the program, not something that will not stack
+            raise
 
     def plan(self) -> dict[str, Any]:
         """Widths and refusals: a resumed run takes these over and does not measure again."""

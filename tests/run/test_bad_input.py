@@ -12,7 +12,7 @@ from torch import nn
 
 import fedopt
 from fedopt import config as configs
-from fedopt import experiment
+from fedopt import setup as setups
 from fedopt.registry import ConfigError
 
 Small = Callable[..., dict[str, Any]]
@@ -20,7 +20,7 @@ Small = Callable[..., dict[str, Any]]
 
 def refused(document: Any, changes: tuple[str, ...] = ()) -> ConfigError:
     with pytest.raises(ConfigError) as error:
-        experiment.build(configs.load(document, changes))
+        setups.build(configs.load(document, changes))
     assert str(error.value).startswith(f"{error.value.where}: ")
     return error.value
 
@@ -170,7 +170,7 @@ def test_the_error_names_the_key_and_the_mend(
 
 
 def test_the_small_experiment_itself_is_fine(small: Small) -> None:
-    experiment.build(configs.load(small()))
+    setups.build(configs.load(small()))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_data_files(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     labels.write_bytes(idx((59,)))
     says("data.labels", "60 labels, one for each image", "found 59")
     labels.write_bytes(idx((60,)))
-    experiment.build(configs.load(document))
+    setups.build(configs.load(document))
     monkeypatch.delenv("FEDOPT_DATA")
     error = refused(document)
     assert error.where == "data.images" and "FEDOPT_DATA is not set" in str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedopt import config as configs
-from fedopt import experiment
+from fedopt import setup as setups
 from fedopt.config import Config, differences, load
 from fedopt.registry import ConfigError
 
@@ -159,7 +159,7 @@ def test_a_schedule_goes_through_a_file_and_to_the_optimizer(
     from fedopt.schedules import at, parse
 
     config = load(write(small({"optimizer.lr": schedule, "strategy": {"name": "fedprox", "mu": schedule}})))
-    strategy: Any = experiment.build(config).strategy
+    strategy: Any = setups.build(config).strategy
     for round in (0, 3, 7, 60, 200):
         assert at(strategy.optimizer.lr, round) == at(strategy.mu, round) == at(parse(schedule), round)
 
@@ -212,4 +212,26 @@ def test_a_shipped_config_is_short_and_sound(path: Path, fedopt_data: Callable[[
     for key in ("file", "folder", "images", "labels"):
         if key in config.data.options:
             fedopt_data(config.data.options[key])
-    experiment.build(config)
+    setups.build(config)
+
+
+def test_set_removes_a_section_or_a_key(small: Small) -> None:
+    config = load(small(), ["strategy=centralised", "participation=", "model.hidden="])
+    assert config.participation is None and config.model.options == {}
+    setups.build(config)
+    with pytest.raises(ConfigError, match=r"aggregator: there is nothing of that name to remove"):
+        load(small(), ["aggregator="])
+
+
+def test_another_strategy_keeps_how_clients_walk_over_their_data(small: Small, write: Write) -> None:
+    wanted = {"name": "fedprox", "batch_size": 16, "steps": 2, "mu": 0.5}
+    base = small({"strategy": {"name": "fedavg", "batch_size": 16, "steps": 2, "weighting": "uniform"}})
+    for changes in (["strategy=fedprox"], ["strategy.name=fedprox"]):
+        section = load(base, [*changes, "strategy.mu=0.5"]).document()["strategy"]
+        assert section == wanted
+    write(base, "base.toml")
+    document = {"base": "base.toml", "strategy": {"name": "fedprox", "mu": 0.5}}
+    assert load(write(document, "upper.toml")).document()["strategy"] == wanted
+    # a nested component has no keys of its own to keep
+    document = {"base": "base.toml", "data": {"partition": "iid"}}
+    assert load(write(document, "upper.toml")).document()["data"]["partition"] == {"name": "iid"}

@@ -109,7 +109,12 @@ def test_resume_with_another_module_is_refused(tmp_path: Path) -> None:
     other = own_experiment()
     other.model = nn.Linear(6, 3)
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(ConfigError, match="model: the checkpoint holds a model of 53 parameters and this one has 21"):
+    with pytest.raises(ConfigError, match=r"model\.name: the run was started with '.*Net'; .* to '.*:Linear'"):
+        other.resume(tmp_path)
+    wider = Net()
+    wider.head = nn.Linear(5, 3, bias=False)
+    other.model = wider
+    with pytest.raises(ConfigError, match="model: the checkpoint holds a model of 53 parameters and this one has 50"):
         other.resume(tmp_path)
     assert (tmp_path / "run.json").read_bytes() == before
 

@@ -136,7 +136,7 @@ def test_values_that_json_has_not() -> None:
 )
 def test_early_stopping(losses: list[float | None], stop: dict[str, Any], reason: str) -> None:
     from fedopt.config import Stop
-    from fedopt.experiment import early_stop
+    from fedopt.execution import early_stop
 
     lines: list[dict[str, Any]] = [{"loss": loss} for loss in losses]
     lines.insert(1, {"exchange": 1})  # without an evaluation

@@ -1,0 +1,279 @@
+"""From a config to an experiment that is ready to run: data, model, strategy, attackers, and every check.
+
+Whatever can be known to be wrong before the first exchange is a ConfigError here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedopt import aggregators, attacks, compression, data, keys, models, optimizers, participation, strategies
+from fedopt import config as configs
+from fedopt.config import Config
+from fedopt.data import Dataset, Federation, federate, pool
+from fedopt.engine.adversary import Adversary, Group
+from fedopt.engine.loop import Executor
+from fedopt.engine.serial import Serial
+from fedopt.engine.stacked import Stacked
+from fedopt.problem import LOSSES, Network, Problem
+from fedopt.registry import ConfigError, facts, parameters
+from fedopt.types import Batches, Codec, Strategy
+
+
+class Setup(NamedTuple):
+    """An experiment that is ready to run."""
+
+    config: Config
+    problem: Problem
+    strategy: Strategy
+    executor: Executor
+    adversary: Adversary
+    codec: Codec
+    key: Tensor
+    portable: bool
+    """False if it holds objects that only Python code can give back (own module, own data, own strategy)."""
+
+
+def build(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    data: Dataset | Federation | None = None,
+    strategy: Strategy | None = None,
+) -> Setup:
+    """Everything that a config describes, checked; objects take the place of their sections."""
+    torch.set_num_threads(config.executor.threads)
+    key = keys.root(config.run.seed)
+    dtype = getattr(torch, config.run.dtype)
+    federation = data if isinstance(data, Federation) else _federation(config, data, key)
+    portable = model is None and data is None and strategy is None
+    for section, value in (("model", model), ("data", data), ("strategy", strategy)):
+        if value is not None:  # the record says what was run, not what the section would have been
+            own = getattr(config, section).model_copy(
+                update={"name": f"{type(value).__module__}:{type(value).__name__}"}
+            )
+            config = config.model_copy(update={section: own})
+    if strategy is None:
+        strategy = _strategy(config)
+    if facts(type(strategy)).get("pooled"):
+        federation = pool(federation)
+    federation = _cast(federation, dtype)
+    adversary = _adversary(config, federation.clients, key)
+    federation = adversary.poison(federation, keys.fold(key, "poison"))
+    problem = _problem(config, federation, model, key, dtype)
+    executor = Serial() if config.executor.name == "serial" else Stacked(config.executor.memory_mb)
+    codec = compression.build(config.compression.name, config.compression.options)
+    setup = Setup(config, problem, strategy, executor, adversary, codec, key, portable)
+    _check(setup)
+    return setup
+
+
+def _federation(config: Config, dataset: Dataset | None, key: Tensor) -> Federation:
+    section = config.data
+    if dataset is None:
+        source = data.registry.get(section.name, "data.name")
+        dataset = source(**data.registry.validate(section.name, section.options, "data"))
+    if isinstance(dataset, Federation):
+        return dataset
+    return federate(
+        dataset,
+        clients=section.clients,
+        partition=section.partition.name,
+        partition_options=section.partition.options,
+        test_share=section.test_share,
+        valid_share=section.valid_share,
+        trial_samples=section.trial_samples,
+        key=keys.fold(key, "data"),
+    )
+
+
+def _cast(federation: Federation, dtype: torch.dtype) -> Federation:
+    """Floating features and labels in the run's dtype."""
+
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    splits = {n: s._replace(x=cast(s.x), y=cast(s.y)) for n, s in federation.splits.items()}
+    server = {n: s._replace(x=cast(s.x), y=cast(s.y)) for n, s in federation.server.items()}
+    return federation._replace(splits=splits, server=server)
+
+
+def _problem(
+    config: Config, federation: Federation, module: nn.Module | None, key: Tensor, dtype: torch.dtype
+) -> Problem:
+    section = config.model
+    classification = federation.task == "classification"
+    if module is None:
+        module = models.build(
+            section.name,
+            section.options,
+            inputs=federation.inputs,
+            classes=federation.classes if classification else 1,
+            vocabulary=federation.vocabulary,
+            key=keys.fold(key, "model"),
+            dtype=dtype,
+        )
+    else:
+        module = module.to(dtype)
+        models.key_dropout(module)
+    network, initial = Network.of(module, tuple(section.trainable))
+    loss = section.loss or ("cross_entropy" if classification else "squares")
+    problem = Problem(network, federation, LOSSES[loss], initial)
+    _try_model(problem, section.name, loss)
+    return problem
+
+
+def _try_model(problem: Problem, name: str, loss: str) -> None:
+    """One forward pass on a few samples, so that a model that does not fit the data is refused before anything runs."""
+    shards = problem.data.splits["train"]
+    x, y = shards.x[shards.index[:2]], shards.y[:2]
+    params, buffers = problem.unpack(problem.initial)
+    try:
+        outputs = problem.network.infer(params, buffers, x)
+        each = problem.per_sample(outputs, y)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            "model",
+            f"'{name}' with loss '{loss}' does not fit the data: samples have shape {tuple(x.shape[1:])} and labels"
+            f" {tuple(y.shape[1:])} {y.dtype}, {problem.data.classes} classes ({reason})",
+        ) from error
+    if each.shape != (x.shape[0],):
+        raise ConfigError(
+            "model.loss", f"'{loss}' gave shape {tuple(each.shape)} for {x.shape[0]} samples; one loss each is needed"
+        )
+
+
+def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
+    """Who attacks: lists as given, then the others drawn at random from those who are left."""
+    free = keys.permutation(keys.fold(key, "attackers"), clients)
+    groups = []
+    for i, section in enumerate(config.attack):
+        where = f"attack.{i}"
+        given = [n for n in ("share", "count", "clients") if getattr(section, n) is not None]
+        if len(given) != 1:
+            raise ConfigError(where, f"one of share, count or clients is needed; {', '.join(given) or 'none'} given")
+        if section.clients is not None:
+            ids = torch.tensor(section.clients, dtype=torch.int64)
+            wrong = [c for c in section.clients if not 0 <= c < clients]
+            if wrong or ids.unique().numel() != ids.numel():
+                raise ConfigError(
+                    f"{where}.clients", f"different ids from 0 to {clients - 1} are needed; {section.clients} given"
+                )
+        else:
+            count = section.count if section.count is not None else int((section.share or 0.0) * clients + 1e-9)
+            if not 0 < count <= free.numel():
+                raise ConfigError(
+                    f"{where}.{given[0]}", f"asks for {count} attackers of the {free.numel()} clients left"
+                )
+            ids = free[:count]
+        taken = ~torch.isin(ids, free)
+        if bool(taken.any()):
+            raise ConfigError(f"{where}.clients", f"client {int(ids[taken][0])} is in another attack already")
+        free = free[~torch.isin(free, ids)]
+        groups.append(Group(attacks.build(section.name, section.options, where), ids.sort().values))
+    return Adversary(tuple(groups))
+
+
+def _strategy(config: Config) -> Strategy:
+    """The strategy with its parts: a part is given to the strategies that have a parameter of its name."""
+    section = config.strategy
+    component = strategies.registry.get(section.name, "strategy.name")
+    options = parameters(component)
+    wants = set(options)
+    parts: dict[str, Any] = strategies.registry.validate(section.name, section.options, "strategy")
+    for part in ("participation", "aggregator", "optimizer"):
+        if getattr(config, part) is not None and part not in wants:
+            raise ConfigError(
+                part, f"strategy '{section.name}' has no use for it; remove the section [{part}] (--set {part}=)"
+            )
+    if section.server is not None and "server" not in wants:
+        raise ConfigError("strategy.server", f"strategy '{section.name}' has no server step; remove the key")
+    if "participation" in wants:
+        selection = config.participation or configs.Component(name="uniform")
+        parts["participation"] = participation.build(selection.name, selection.options)
+    if "aggregator" in wants:
+        rule = config.aggregator or configs.Component(name="mean")
+        parts["aggregator"] = aggregators.build(rule.name, rule.options)
+    if "optimizer" in wants:
+        if config.optimizer is None:
+            raise ConfigError(
+                "optimizer", f"strategy '{section.name}' trains at the clients; add [optimizer] name and lr"
+            )
+        parts["optimizer"] = optimizers.build(config.optimizer.name, config.optimizer.options)
+    if "server" in wants:
+        server = section.server or configs.Component.model_validate({"name": "sgd", "lr": 1.0})
+        parts["server"] = optimizers.build(server.name, server.options, "strategy.server")
+    given = (section.batch_size, section.epochs, section.steps)
+    if any(value is not None for value in given) and "batches" not in wants:
+        raise ConfigError("strategy", f"'{section.name}' takes no batch_size, epochs or steps; remove them")
+    if "batches" in wants:
+        default: Batches = options["batches"].default
+        size = default.size if section.batch_size is None else section.batch_size
+        parts["batches"] = default._replace(
+            size=size or None,  # 0 in a config, None in the walk: everything at once
+            epochs=section.epochs or default.epochs,
+            steps=section.steps or default.steps,
+        )
+    built: Strategy = component(**parts)
+    return built
+
+
+def _check(setup: Setup) -> None:
+    """Every precondition that can be known before the first exchange."""
+    config, problem = setup.config, setup.problem
+    strategy: Any = setup.strategy
+    selection = getattr(strategy, "participation", None)
+    count = problem.clients
+    if selection is not None:
+        everybody = torch.arange(problem.clients)
+        state = selection.init(problem)
+        count = selection.head_count(state, everybody)
+        selection.choose(state, count, everybody, setup.key)
+    rule = getattr(strategy, "aggregator", None)
+    if rule is not None:
+        refusal = rule.admits(count)
+        if refusal is not None:
+            raise ConfigError("aggregator", refusal)
+        if "trial" in rule.needs and "trial" not in problem.data.server:
+            raise ConfigError(
+                "data.trial_samples", f"rule '{rule.name}' needs a trial set at the server; set it to 500, say"
+            )
+        if "reference" in rule.needs:
+            raise ConfigError(
+                "aggregator",
+                f"rule '{rule.name}' needs a reference update of the server's own, which"
+                f" strategy '{config.strategy.name}' does not compute; take another rule",
+            )
+    if config.run.evaluate_clients_every and "valid" not in problem.data.splits:
+        raise ConfigError(
+            "data.valid_share",
+            "clients evaluate on a split of their own; set a share > 0, or run.evaluate_clients_every = 0",
+        )
+    stop = config.run.stop
+    if stop is not None:
+        if stop.target is None and stop.patience is None:
+            raise ConfigError("run.stop", "a target or a patience is needed")
+        served = strategy.model(problem, strategy.init(problem, keys.fold(setup.key, "init"))) is not None
+        known = problem.data.task == "classification" or stop.metric == "loss"
+        if not (served and known and "test" in problem.data.server):
+            raise ConfigError("run.stop.metric", f"'{stop.metric}' is not measured in this experiment")
+
+
+def describe(setup: Setup) -> dict[str, Any]:
+    """The facts of an experiment that is about to run, for people."""
+    problem, rule = setup.problem, getattr(setup.strategy, "aggregator", None)
+    sizes = problem.data.splits["train"].sizes
+    return {
+        "clients": problem.clients,
+        "samples": {"train": int(sizes.sum()), **{n: int(s.y.shape[0]) for n, s in problem.data.server.items()}},
+        "samples per client": {"least": int(sizes.min()), "median": int(sizes.median()), "most": int(sizes.max())},
+        "classes": problem.data.classes,
+        "parameters": problem.d,
+        "attackers": setup.adversary.clients.tolist(),
+        "rule scope": rule.scope if rule is not None else "none",
+        "executor": setup.config.executor.name,
+    }
