@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import numpy as np
 import pydantic
-import torch
 from torch import Tensor
 
+from fedopt.aggregators._sorting import over_sorted
 from fedopt.registry import declare
 from fedopt.types import FedoptError
-
-_BLOCK = 1 << 20  # entries sorted at a time
 
 
 def trimmed(n: int, f: int | None, share: float | None) -> int:
@@ -54,11 +51,4 @@ def trimmed_mean(
     f = trimmed(n, f, share)
     if not 0 <= f <= (n - 1) // 2:
         raise FedoptError(f"trimmed_mean with f = {f} needs n >= 2f + 1 = {2 * f + 1} rows, {n} were given")
-    columns = max(1, _BLOCK // n)
-    return torch.cat([_ascending(block)[f : n - f].mean(dim=0) for block in updates.split(columns, dim=1)])
-
-
-def _ascending(block: Tensor) -> Tensor:
-    if block.device.type == "cpu" and block.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.sort(block.numpy(), axis=0))  # vectorised, 6 to 15 times faster than torch.sort
-    return torch.sort(block, dim=0).values
+    return over_sorted(updates, lambda rows: rows[f : n - f].mean(dim=0))

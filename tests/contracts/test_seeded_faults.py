@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedopt import aggregators, attacks
+from fedopt import aggregators, attacks, keys, models
 from fedopt.aggregators._distances import sq_distances
 from fedopt.aggregators.krum import krum
 from fedopt.aggregators.trimmed_mean import trimmed_mean
 from fedopt.attacks.alie import alie
+from fedopt.problem import Network
 from fedopt.registry import ConfigError, declare
 from fedopt.testing import check_aggregator, discriminating
 from fedopt.testing.aggregators import apply
@@ -261,3 +262,41 @@ def test_an_attack_is_told_nothing_about_the_defence() -> None:
     assert attack.vectors is not None
     with pytest.raises(TypeError, match="unexpected keyword argument 'rule'"):
         attack.vectors(torch.randn(6, 2), 4, n=10, rule="krum")
+
+
+# torch.median takes the lower of the two middle values, NumPy their mean.
+
+
+def test_the_lower_median_is_caught_by_the_oracle() -> None:
+    rows = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+    lower = rows.median(dim=0).values
+    right = aggregators.build("median", {}).apply(rows, ())[0]
+    assert right.tolist() == [2.0] and lower.tolist() == [1.0]
+
+
+# Perturbations re-seeded for every tensor: equal shapes get equal noise.
+
+
+class Twins(torch.nn.Module):
+    """Two dropouts over equal shapes; their masks are the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.first, self.second = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.first(x), self.second(x)]) * self.scale
+
+
+def test_equal_shapes_get_unequal_noise() -> None:
+    module = Twins()
+    assert models.key_dropout(module) == 2
+    network, values = Network.of(module)
+    params = network.spec.unflatten(values["params"])
+    first, second = network.train(params, {}, torch.ones(64), keys.root(1))[0]
+    assert not torch.equal(first, second)
+    # one key for both layers is the fault; the comparison sees it
+    shared = {name: keys.root(1) for name in network.dropout}
+    first, second = torch.func.functional_call(network.training, {**params, **shared}, (torch.ones(64),))
+    assert torch.equal(first, second)
