@@ -217,6 +217,18 @@ class Registry:
         """Options for `name`, checked against its signature; see `validate`."""
         return validate(self.get(name, f"{where}.name"), given, where, self.offers)
 
+    def build(self, name: str, options: Mapping[str, Any], where: str) -> Any:
+        """What the component of this name makes of its options.
+
+        Raises ConfigError for an unknown name or option, a missing option, one of another type or out of range, and a
+        combination that the component refuses with a ValueError.
+        """
+        given = self.validate(name, options, where)
+        try:
+            return self.get(name)(**given)
+        except ValueError as error:
+            raise ConfigError(where, str(error)) from error
+
 
 def _import(path: str, where: str) -> Component:
     module_name, _, attribute = path.partition(":")

@@ -74,8 +74,7 @@ def build(
 def _federation(config: Config, dataset: Dataset | None, key: Tensor) -> Federation:
     section = config.data
     if dataset is None:
-        source = data.registry.get(section.name, "data.name")
-        dataset = source(**data.registry.validate(section.name, section.options, "data"))
+        dataset = data.registry.build(section.name, section.options, "data")
     if isinstance(dataset, Federation):
         return dataset
     return federate(

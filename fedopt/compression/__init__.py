@@ -14,23 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fedopt.registry import ConfigError, Registry
+from fedopt.registry import Registry
 from fedopt.types import Codec
 
 registry = Registry("compression", __name__)
 
 
 def build(name: str, options: Mapping[str, Any], where: str = "compression") -> Codec:
-    """The codec of this name with these options.
-
-    where: config path of the options, for messages.
-
-    Raises ConfigError for an unknown name or option, a missing option, one of another type or out of range, and a
-    combination that the codec itself refuses.
-    """
-    component = registry.get(name, f"{where}.name")
-    given = registry.validate(name, options, where)
-    try:
-        return cast(Codec, component(**given))
-    except ValueError as error:
-        raise ConfigError(where, str(error)) from None
+    """The codec of this name with these options; `where` is their config path, for messages."""
+    return cast(Codec, registry.build(name, options, where))

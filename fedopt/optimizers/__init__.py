@@ -48,21 +48,14 @@ _PROBED_ROUNDS = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 
 
 def build(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Optimizer:
-    """The optimizer of this name with these options.
+    """The optimizer of this name with these options; `where` is their config path, for messages.
 
-    where: config path of the options, for messages.
-
-    Raises ConfigError for an unknown name or option, a value of another type or out of its range (`BOUNDS`; a
-    schedule is looked at in a few rounds), and a combination that the optimizer itself refuses.
+    Raises ConfigError also for a value out of its range (`BOUNDS`; a schedule is looked at in a few rounds).
     """
-    given = registry.validate(name, options, where)
-    for field, value in given.items():
-        if field in BOUNDS:
-            _check_bounds(field, value, f"{where}.{field}")
-    try:
-        return cast(Optimizer, registry.get(name)(**given))
-    except ValueError as error:
-        raise ConfigError(where, str(error)) from None
+    optimizer = cast(Optimizer, registry.build(name, options, where))
+    for field in BOUNDS.keys() & options.keys():
+        _check_bounds(field, getattr(optimizer, field), f"{where}.{field}")
+    return optimizer
 
 
 def hyper_parameters(optimizer: Optimizer, round: int, dtype: torch.dtype = torch.float64) -> Named:
