@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
@@ -120,10 +121,14 @@ def execute(
     run = setup.config.run.model_copy(update={"out": str(folder)})
     setup = setup._replace(config=setup.config.model_copy(update={"run": run}))
     progress = beginning(setup)
-    if resume:
-        _go_on(setup, folder, progress)
-    else:
-        _claim(folder)
+    known_run(folder) if resume else _claim(folder)
+    with _alone(folder):
+        if resume:
+            _go_on(setup, folder, progress)
+        return _execute(setup, folder, progress, callbacks)
+
+
+def _execute(setup: Setup, folder: Path, progress: Progress, callbacks: Sequence[Callback]) -> Result:
     started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def note(status: str, reason: str) -> None:
@@ -298,7 +303,6 @@ def _claim(folder: Path) -> None:
 
 def _go_on(setup: Setup, folder: Path, progress: Progress) -> None:
     """Take up the run in a folder, if its config allows what this one asks for."""
-    known_run(folder)
     found = newest(folder / "checkpoints")
     stored = load_checkpoint(found) if found is not None else None
     asked_then = (
@@ -347,6 +351,20 @@ def _about(setup: Setup, status: str, reason: str, started: str) -> dict[str, An
 
 
 @contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of it when the process ends, however it ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError("run.out", f"another process is running in {folder}; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def _patient_interrupt() -> Iterator[threading.Event]:
     """The first Ctrl-C or SIGTERM lets the exchange in hand finish; the second Ctrl-C interrupts at once."""
     asked = threading.Event()
@@ -358,6 +376,7 @@ def _patient_interrupt() -> Iterator[threading.Event]:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
+        log.warning("stopping after this exchange; Ctrl-C once more stops at once")
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

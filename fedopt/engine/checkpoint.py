@@ -7,6 +7,7 @@ A checkpoint is a folder `<exchange>/` of `state.json` (structure and numbers), 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedopt.types import FedoptError, Named, State
+
+_TENSORS = ("state.safetensors", "memory.safetensors")
 
 
 class CheckpointError(FedoptError):
@@ -40,14 +43,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     draft, aside = folder / f".{target.name}.draft", folder / f".{target.name}.old"
     tensors: Named = {}
     tree = _encode(checkpoint.state, tensors)
-    document = {"exchanges": checkpoint.exchanges, "state": tree, "run": checkpoint.run}
+    contents = (_contiguous(tensors), _contiguous(checkpoint.memory))
+    files = {name: save(content) for name, content in zip(_TENSORS, contents, strict=True)}
+    document = {
+        "exchanges": checkpoint.exchanges,
+        "state": tree,
+        "run": checkpoint.run,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # of a run that was killed in here
             shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
-        _write(draft / "state.safetensors", save(_contiguous(tensors)))
-        _write(draft / "memory.safetensors", save(_contiguous(checkpoint.memory)))
+        for name, content in files.items():
+            _write(draft / name, content)
         _write(draft / "state.json", json.dumps(document, sort_keys=True, indent=1).encode())
         _flush_folder(draft)
         if target.exists():
@@ -78,14 +88,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder. Values only: nothing in it is executed."""
     try:
         document = json.loads((path / "state.json").read_text())
-        tensors = load_file(path / "state.safetensors")
-        memory = load_file(path / "memory.safetensors")
+        tensors, memory = (load(_verified(path / name, document["sha256"][name])) for name in _TENSORS)
         state = _decode(document["state"], tensors)
         return Checkpoint(int(document["exchanges"]), state, memory, document["run"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error}); remove it to go on from an older one"
         ) from error
+
+
+def _verified(path: Path, digest: str) -> bytes:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path.name} is damaged: its bytes are not those that were written")
+    return content
 
 
 def _all(folder: Path) -> list[Path]:

@@ -87,3 +87,14 @@ def test_reading_builds_named_tuples_and_nothing_else(tmp_path: Path, record: st
     (path / "state.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="is no NamedTuple of this experiment"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "memory.safetensors"])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
+    memory = {"clients": torch.tensor([2, 9]), "row.m": torch.randn(2, 3)}
+    path = save_checkpoint(tmp_path, Checkpoint(1, state(), memory, {}))
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        load_checkpoint(path)

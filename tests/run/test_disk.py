@@ -152,7 +152,7 @@ def test_no_checkpoint_without_the_line_of_its_exchange(
 def test_a_folder_that_cannot_even_be_begun(size: int, file: str, small: Small, tmp_path: Path) -> None:
     with files_up_to(size), pytest.raises(RecordError, match=rf"{file}\.json cannot be written .*; free some space"):
         fedopt.run(small(), out=tmp_path)
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] in ([], [".lock"])
 
 
 def test_an_older_run_json_stays_when_the_new_one_does_not_fit(small: Small, tmp_path: Path) -> None:
