@@ -62,6 +62,8 @@ def collect(exchange: Exchange, blocks: Iterable[tuple[Tensor, Uplink]]) -> Repl
                 uplinks.weight[usable],
             )
         )
+    if not kept:  # nobody was asked
+        return Replies(exchange, exchange.clients, {}, torch.zeros(0), {}, {})
     where = torch.cat(rows)
     order = torch.argsort(where)
     weights = torch.cat([u.weight for u in kept])[order]

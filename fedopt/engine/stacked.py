@@ -41,6 +41,8 @@ class Stacked:
         self._serial = Serial()
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
+        if exchange.clients.numel() == 0:
+            return collect(exchange, [])
         name, known = exchange.program, set(self.refused)
         if name not in self.refused and exchange.batches is not None:
             reason = models.stackable(problem.network.training)

@@ -101,3 +101,9 @@ def test_nobody_has_any_weight() -> None:
     all_ = uplinks(3)._replace(weight=torch.zeros(3))
     replies = collect(exchange(3, "mean"), [take(all_, torch.arange(3))])
     assert torch.equal(replies.vectors["delta"], torch.zeros(1, 5)) and replies.clients.numel() == 3
+
+
+@pytest.mark.parametrize("reduce", ["rows", "mean"])
+def test_nobody_was_asked(reduce: str) -> None:
+    replies = collect(exchange(0, reduce), [])
+    assert replies.clients.numel() == 0 and replies.rejected == () and replies.vectors == {}

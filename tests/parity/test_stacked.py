@@ -250,6 +250,19 @@ def test_rejected_clients_are_the_same() -> None:
     agree(stacked, serial)
 
 
+def test_an_exchange_with_nobody() -> None:
+    problem, strategy, executor = small_problem(small_federation(SIZES)), compose("fedavg"), Stacked()
+    programs, key = strategy.programs(problem), keys.root(0)
+    exchange = strategy.plan(problem, strategy.init(problem, key), key)
+    nobody = exchange._replace(clients=torch.zeros(0, dtype=torch.int64))
+    for run in (executor, Serial()):
+        replies = run.map(problem, programs, nobody, {}, key)
+        assert replies.clients.numel() == 0
+        state, info = strategy.absorb(problem, strategy.init(problem, key), replies, key)
+        assert state.round == 1 and info == {"kept_model": "no answer was accepted"}
+    assert executor.refused == {}
+
+
 def test_an_error_in_a_program_is_told_by_the_serial_run() -> None:
     """What does not stack is tried one by one, and a real mistake is named with its client."""
 
