@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +105,9 @@ def _spread(n: int, limit: int) -> list[int]:
 
 
 def _cells(n: int, limit: int) -> list[range]:
-    """0 ... n-1 in at most `limit` consecutive pieces of nearly the same length."""
-    pieces = min(n, limit)
-    return [range(a, b) for a, b in pairwise(i * n // pieces for i in range(pieces + 1))] if pieces else []
+    """0 ... n-1 in at most `limit` consecutive pieces of the same length, but for the last."""
+    span = -(-n // limit)
+    return [range(a, min(a + span, n)) for a in range(0, n, span)] if n else []
 
 
 def _phases(record: RunRecord) -> dict[str, Any] | None:
@@ -217,11 +216,12 @@ def _participation(record: RunRecord) -> dict[str, Any] | None:
     cell_of = {r + 1: i for i, cell in enumerate(cells) for r in cell}
     starts = [cell[0] + 1 for cell in cells]
     row_of = {c["client"]: i for i, c in enumerate(clients)}
-    values = [[0] * len(cells) for _ in clients]
+    values = [[0.0] * len(cells) for _ in clients]
     for line in record.lines:
         for client in line.get("clients") or ():
             if client in row_of and line["round"] in cell_of:
-                values[row_of[client]][cell_of[line["round"]]] += 1
+                cell = cell_of[line["round"]]
+                values[row_of[client]][cell] += 1 / len(cells[cell])
     spots = {(starts[cell_of[r]], client) for client, r, _ in _refused(record) if client in row_of and r in cell_of}
     marks = sorted(spots)[:POINTS]
     return {

@@ -135,11 +135,11 @@ if (part) {
   draw("participation", () => ({
     data: [
       {
-        type: "heatmap", x: part.rounds, y: part.clients, z: part.values, colorscale: scale(), zmin: 0,
+        type: "heatmap", x: part.rounds, y: part.clients, z: part.values, colorscale: scale(), zmin: 0, zmax: part.most || 1,
         customdata: part.values.map((row, i) => row.map(() => short(part.names[i], 24))), xgap: part.rounds.length > 60 ? 0 : 1,
-        ygap: part.clients.length > 60 ? 0 : 1, showscale: part.most > 1,
-        colorbar: { thickness: 10, outlinewidth: 0, title: { text: "accepted answers", side: "right" } },
-        hovertemplate: `%{customdata}, round %{x}: %{z} accepted<extra></extra>`,
+        ygap: part.clients.length > 60 ? 0 : 1, showscale: part.most > 1 || part.span > 1,
+        colorbar: { thickness: 10, outlinewidth: 0, title: { text: "accepted answers per round", side: "right" } },
+        hovertemplate: `%{customdata}, round %{x}: %{z:.2~f} accepted per round<extra></extra>`,
       },
       ...(part.rejected.x.length ? [{
         x: part.rejected.x, y: part.rejected.y, mode: "markers", name: "rejected", hoverinfo: "skip",
