@@ -19,6 +19,7 @@ from __future__ import annotations
 from fedopt.testing.aggregators import check_aggregator, discriminating
 from fedopt.testing.attacks import check_attack
 from fedopt.testing.compression import check_codec
+from fedopt.testing.data import check_source
 from fedopt.testing.optimizers import check_optimizer
 from fedopt.testing.participation import check_participation
 from fedopt.testing.strategies import check_strategy
@@ -29,6 +30,7 @@ __all__ = [
     "check_codec",
     "check_optimizer",
     "check_participation",
+    "check_source",
     "check_strategy",
     "discriminating",
 ]
