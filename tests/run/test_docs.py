@@ -18,7 +18,7 @@ SECTIONS = {
 
 
 def chapter(section: str) -> str:
-    found = re.search(rf"^## .*\[{section}\].*?(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## [^\n]*\[{section}\].*?(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert found is not None, f"no chapter for [{section}]"
     return found.group()
 
