@@ -20,6 +20,8 @@ from fedopt.types import Carry, Client, Exchange, Named, Programs, Replies, Upli
 
 log = logging.getLogger(__name__)
 
+_WALK_BYTES = 64  # per sample walked over: its place, its mask, and what drawing them takes in between
+
 _CLIENTS = Client(down=None, own=0, memory=0, key=0, samples=0)  # type: ignore[arg-type]
 
 
@@ -79,7 +81,13 @@ class Stacked:
         order = torch.argsort(cohort.samples, descending=True, stable=True)
         if exchange.program not in self.width:
             self.width[exchange.program] = self._measure(problem, exchange, cohort)
-        for where in order.split(self.width[exchange.program]):
+        first = 0
+        while first < order.numel():
+            # a micro-cohort is padded to its first, longest walk: beside clients with much data there are few others
+            longest = int(cohort.samples[order[first]]) * max(1, exchange.batches.epochs if exchange.batches else 1)
+            fitting = max(1, int(self.memory_mb * 2**20 / (_WALK_BYTES * max(longest, 1))))
+            where = order[first : first + min(self.width[exchange.program], fitting)]
+            first += where.numel()
             some = cohort.take(where)
             with torch.no_grad():
                 yield where, _run(programs, exchange, some, walk(problem, exchange, some))
@@ -98,10 +106,10 @@ def _run(programs: Programs, exchange: Exchange, cohort: Cohort, batches: Walk |
     done: list[Carry] = []
     if batches is not None:
         step = vmap(program.step, in_dims=(_CLIENTS, 0, 0))
-        steps = batches.steps.tolist()
-        active = len(steps)
-        for number in range(max(steps)):
-            still = sum(count > number for count in steps)
+        active = batches.steps.numel()
+        taken = torch.arange(int(batches.steps.max()))
+        alive = (batches.steps > taken[:, None]).sum(dim=1).tolist()  # the longest walks come first
+        for number, still in enumerate(alive):
             if still < active:
                 done.append(pytree.tree_map(lambda leaf: leaf[still:active], carry))  # noqa: B023 - used at once
                 carry = pytree.tree_map(lambda leaf: leaf[:still], carry)  # noqa: B023

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedopt import keys, models, optimizers, strategies
 from fedopt.data import pool
+from fedopt.engine import cohort, stacked
 from fedopt.engine.serial import ClientError, Serial
 from fedopt.engine.stacked import Stacked
 from fedopt.participation.uniform import uniform
@@ -248,6 +249,25 @@ def test_rejected_clients_are_the_same() -> None:
         assert a.replies.rejected == b.replies.rejected
         assert [r.client for r in a.replies.rejected] == [2]
     agree(stacked, serial)
+
+
+def test_the_walks_of_a_micro_cohort_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [400, *[4] * 60]  # padded to the longest walk, all at once would be 61 x 400 places
+    problem, strategy, places = small_problem(small_federation(sizes)), compose("fedavg"), []
+
+    def spy(*given: Any) -> Any:
+        found = cohort.walk(*given)
+        assert found is not None
+        places.append(found.positions.numel())
+        return found
+
+    whole = play(problem, strategy, 1, executor=Stacked())
+    monkeypatch.setattr(stacked, "walk", spy)
+    executor = Stacked(memory_mb=0.06)
+    executor.width["train"] = 100  # the model alone would let everybody in
+    part = play(problem, strategy, 1, executor=executor)
+    assert max(places) <= 0.06 * 2**20 / 8 and len(places) > 1
+    torch.testing.assert_close(part.params, whole.params, rtol=1e-9, atol=1e-12)
 
 
 def test_an_exchange_with_nobody() -> None:
