@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedopt.report import clients as people
 from fedopt.report import record as run
 from fedopt.report import units
 from fedopt.report.page import POINTS, document, escape, save, thin
 from fedopt.report.record import Axis, RunRecord
 
 AXES: tuple[Axis, ...] = ("round", "bytes", "seconds", "updates")
-CLIENTS_DRAWN = 200
-"""The most clients of which each has a column or row in a picture."""
-BARS_DRAWN = 40
-ROWS = 10_000
-"""The most rows that a table holds."""
-COLUMNS = 120
-"""The most columns of a heat map over rounds, and points of a stacked area."""
-LINES_DRAWN = 8
 
 
 def write(path: str | Path) -> Path:
@@ -46,17 +38,17 @@ def _data(record: RunRecord) -> dict[str, Any]:
     return {
         "accuracy": curves(record, ["accuracy", "client_eval.score", "g_mean", "macro_f1"], share=True),
         "loss": curves(record, ["loss", "train_loss", "client_eval.loss"]),
-        "recall": _recall_lines(record, recalls) if len(recalls) <= LINES_DRAWN else None,
-        "recalls": _recall_map(record, recalls) if len(recalls) > LINES_DRAWN else None,
+        "recall": _recall_lines(record, recalls) if len(recalls) <= people.LINES_DRAWN else None,
+        "recalls": _recall_map(record, recalls) if len(recalls) > people.LINES_DRAWN else None,
         "info": curves(record, [f"info.{name}" for name in run.fields(record, "info")]),
         "phases": _phases(record),
         "traffic": _traffic(record),
-        "partition": _partition(record),
-        "sizes": _sizes(record) if len(_clients(record)) > CLIENTS_DRAWN else None,
-        "participation": _participation(record) if len(_clients(record)) <= CLIENTS_DRAWN else None,
-        "times": _times(record) if len(_clients(record)) > CLIENTS_DRAWN else None,
-        "clients": _client_table(record),
-        "rejections": _rejections(record),
+        "partition": people.partition(record),
+        "sizes": people.sizes(record) if len(people.listed(record)) > people.CLIENTS_DRAWN else None,
+        "participation": people.participation(record) if len(people.listed(record)) <= people.CLIENTS_DRAWN else None,
+        "times": people.times(record) if len(people.listed(record)) > people.CLIENTS_DRAWN else None,
+        "clients": people.table(record),
+        "rejections": people.rejections(record),
     }
 
 
@@ -91,7 +83,7 @@ def _recall_lines(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any] |
 
 def _recall_map(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any]:
     measured = [line for line in record.lines if isinstance(line.get("recall"), Mapping)]
-    kept = [measured[i] for i in _spread(len(measured), COLUMNS)]
+    kept = [measured[i] for i in people.spread(len(measured), people.COLUMNS)]
     return {
         "classes": recalls,
         "rounds": [line["round"] for line in kept],
@@ -99,22 +91,11 @@ def _recall_map(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _spread(n: int, limit: int) -> list[int]:
-    """At most `limit` of the positions 0 ... n-1, evenly spaced, with the first and the last."""
-    return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
-
-
-def _cells(n: int, limit: int) -> list[range]:
-    """0 ... n-1 in at most `limit` consecutive pieces of the same length, but for the last."""
-    span = -(-n // limit)
-    return [range(a, min(a + span, n)) for a in range(0, n, span)] if n else []
-
-
 def _phases(record: RunRecord) -> dict[str, Any] | None:
     names = list(run.totals(record).phases)
     if not names:
         return None
-    cells = _cells(len(record.lines), COLUMNS)
+    cells = people.pieces(len(record.lines), people.COLUMNS)
     return {
         "names": names,
         "rounds": [record.lines[cell[-1]]["round"] for cell in cells],
@@ -132,174 +113,11 @@ def _traffic(record: RunRecord) -> dict[str, Any] | None:
         down.append(down[-1] + (run.at(line, "bytes_down") or 0))
     if not up[-1] and not down[-1]:
         return None
-    kept = _spread(len(record.lines), POINTS)
+    kept = people.spread(len(record.lines), POINTS)
     return {
         "rounds": [record.lines[i]["round"] for i in kept],
         "up": [up[i + 1] for i in kept],
         "down": [down[i + 1] for i in kept],
-    }
-
-
-def _clients(record: RunRecord) -> list[dict[str, Any]]:
-    found = record.partition.get("clients")
-    return [c for c in found if isinstance(c, dict) and "client" in c] if isinstance(found, list) else []
-
-
-def _name(client: Mapping[str, Any]) -> str:
-    return str(client.get("name") or f"client {client['client']}")
-
-
-def _attackers(record: RunRecord) -> set[int]:
-    return set(record.partition.get("attackers") or ())
-
-
-def _train(client: Mapping[str, Any]) -> int:
-    return int(run.number(client.get("train")) or 0)
-
-
-def _sizes(record: RunRecord) -> list[int]:
-    return [_train(c) for c in _clients(record)]
-
-
-def _partition(record: RunRecord) -> dict[str, Any] | None:
-    everybody = _clients(record)
-    if not everybody:
-        return None
-    every = len(everybody) <= CLIENTS_DRAWN
-    attackers = _attackers(record)
-    by_size = everybody if every else sorted(everybody, key=_train)
-    marked = [i for i, c in enumerate(by_size) if c["client"] in attackers]
-    marked = [marked[i] for i in _spread(len(marked), CLIENTS_DRAWN // 4)]  # a sample shows attackers, too
-    shown = {*marked, *_spread(len(by_size), CLIENTS_DRAWN - (0 if every else len(marked)))}
-    drawn = [by_size[i] for i in sorted(shown)]
-    labelled = all(c.get("labels") for c in drawn)
-    names = [str(name) for name in record.partition.get("class_names") or ()]
-    width = max((len(c["labels"]) for c in drawn), default=0) if labelled else 1
-    names = (names + [str(k) for k in range(len(names), width)])[:width] if labelled else ["all"]
-    rows = [list(c["labels"]) + [0] * (width - len(c["labels"])) if labelled else [_train(c)] for c in drawn]
-    return {
-        "names": [_name(c) for c in drawn],
-        "sizes": [_train(c) for c in drawn],
-        "attackers": [int(c["client"] in attackers) for c in drawn],
-        "classes": names,
-        "values": [[row[k] for row in rows] for k in range(width)],
-        "bars": len(drawn) <= BARS_DRAWN and width <= LINES_DRAWN,
-        "every": every,
-    }
-
-
-def _accepted(record: RunRecord) -> Counter[int]:
-    return Counter(client for line in record.lines for client in line.get("clients") or ())
-
-
-def _refused(record: RunRecord) -> list[tuple[int, int, str]]:
-    """(client, round, reason) of each rejected answer."""
-    return [
-        (entry["client"], line["round"], str(entry.get("reason") or "no reason given"))
-        for line in record.lines
-        for entry in line.get("rejected") or ()
-        if isinstance(entry, Mapping) and "client" in entry
-    ]
-
-
-def _times(record: RunRecord) -> list[int]:
-    accepted = _accepted(record)
-    return [accepted[c["client"]] for c in _clients(record)]
-
-
-def _participation(record: RunRecord) -> dict[str, Any] | None:
-    clients = _clients(record)
-    rounds = run.totals(record).rounds
-    if not clients or not rounds:
-        return None
-    cells = _cells(rounds, COLUMNS)
-    cell_of = {r + 1: i for i, cell in enumerate(cells) for r in cell}
-    starts = [cell[0] + 1 for cell in cells]
-    row_of = {c["client"]: i for i, c in enumerate(clients)}
-    values = [[0.0] * len(cells) for _ in clients]
-    for line in record.lines:
-        for client in line.get("clients") or ():
-            if client in row_of and line["round"] in cell_of:
-                cell = cell_of[line["round"]]
-                values[row_of[client]][cell] += 1 / len(cells[cell])
-    spots = {(starts[cell_of[r]], client) for client, r, _ in _refused(record) if client in row_of and r in cell_of}
-    marks = sorted(spots)[:POINTS]
-    return {
-        "rounds": starts,
-        "clients": [c["client"] for c in clients],
-        "names": [_name(c) for c in clients],
-        "values": values,
-        "most": max(map(max, values)),
-        "span": max(map(len, cells)),
-        "rejected": {"x": [x for x, _ in marks], "y": [y for _, y in marks]},
-    }
-
-
-def _client_table(record: RunRecord) -> dict[str, Any] | None:
-    clients = _clients(record)
-    if not clients:
-        return None
-    accepted, refused = _accepted(record), Counter(client for client, _, _ in _refused(record))
-    losses: dict[int, float | None] = {}
-    for line in record.lines:
-        losses.update(zip(line.get("clients") or (), map(run.number, line.get("client_loss") or ()), strict=False))
-    attackers = _attackers(record)
-    classes = len(record.partition.get("class_names") or ())
-    rows = []
-    for client in clients[:ROWS]:
-        i = client["client"]
-        held = sum(1 for k in client.get("labels") or () if k)
-        loss = losses.get(i)
-        rows.append(
-            [
-                [i, _name(client)],
-                [_train(client), units.count(_train(client))],
-                [held, f"{held} of {classes}"] if classes else None,
-                accepted[i] + refused[i],
-                accepted[i],
-                refused[i],
-                None if loss is None else [loss, f"{loss:.4g}"],
-                "attacker" if i in attackers else "",
-            ]
-        )
-    heads = [
-        ("client", ""),
-        ("samples", "training samples"),
-        ("classes", "classes of which the client holds samples"),
-        ("asked", "answered or rejected"),
-        ("answered", "answers that were used"),
-        ("rejected", "answers that were not used"),
-        ("last loss", "training loss of the last accepted answer"),
-        ("role", ""),
-    ]
-    width = len(heads) if attackers else len(heads) - 1
-    return {
-        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads[:width]],
-        "rows": [row[:width] for row in rows],
-        "marked": [k for k, client in enumerate(clients[:ROWS]) if client["client"] in attackers],
-    }
-
-
-def _rejections(record: RunRecord) -> dict[str, Any] | None:
-    rounds: dict[tuple[int, str], list[int]] = {}
-    for client, r, reason in _refused(record):
-        rounds.setdefault((client, reason), []).append(r)
-    if not rounds:
-        return None
-    names = {c["client"]: _name(c) for c in _clients(record)}
-    return {
-        "columns": [
-            {"name": "client"},
-            {"name": "reason"},
-            {"name": "times", "right": True},
-            {"name": "first round", "right": True},
-            {"name": "last round", "right": True},
-        ],
-        "rows": [
-            [[client, names.get(client, f"client {client}")], reason, len(when), min(when), max(when)]
-            for (client, reason), when in list(rounds.items())[:ROWS]
-        ],
-        "sort": [2, True],
     }
 
 
@@ -370,7 +188,7 @@ def _cost_section(record: RunRecord, data: Mapping[str, Any]) -> str:
 
 
 def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
-    everybody = len(_clients(record))
+    everybody = len(people.listed(record))
     cards = []
     if "partition" in data:
         drawn = data["partition"]
@@ -387,8 +205,8 @@ def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
     if "clients" in data:
         sums = run.totals(record)
         notes = []
-        if everybody > ROWS:
-            notes.append(f"The table holds the first {units.count(ROWS)} of {units.count(everybody)} clients.")
+        if everybody > people.ROWS:
+            notes.append(f"The table holds the first {units.count(people.ROWS)} of {units.count(everybody)} clients.")
         silent = sums.asked - sums.updates - sums.rejected
         if silent > 0:
             verb = "was" if silent == 1 else "were"
@@ -423,7 +241,7 @@ def _named(record: RunRecord, section: str) -> str:
 
 def sentence(record: RunRecord) -> str:
     """What ran, in one sentence."""
-    sums, clients, attackers = run.totals(record), len(_clients(record)), len(_attackers(record))
+    sums, clients, attackers = run.totals(record), len(people.listed(record)), len(people.attacking(record))
     planned = record.info.get("rounds")
     words = [str(record.info.get("strategy") or _named(record, "strategy") or "A strategy")]
     if rule := _named(record, "aggregator"):

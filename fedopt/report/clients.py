@@ -1,0 +1,204 @@
+"""The clients' part of the report: who holds what, who took part, who was refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from fedopt.report import record as run
+from fedopt.report import units
+from fedopt.report.page import POINTS
+from fedopt.report.record import RunRecord
+
+CLIENTS_DRAWN = 200
+"""The most clients of which each has a column or row in a picture."""
+BARS_DRAWN = 40
+ROWS = 10_000
+"""The most rows that a table holds."""
+COLUMNS = 120
+"""The most columns of a heat map over rounds, and points of a stacked area."""
+LINES_DRAWN = 8
+"""The most curves or classes of which each has a colour."""
+
+
+def spread(n: int, limit: int) -> list[int]:
+    """At most `limit` of the positions 0 ... n-1, evenly spaced, with the first and the last."""
+    return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
+
+
+def pieces(n: int, limit: int) -> list[range]:
+    """0 ... n-1 in at most `limit` consecutive pieces of the same length, but for the last."""
+    span = -(-n // limit)
+    return [range(a, min(a + span, n)) for a in range(0, n, span)] if n else []
+
+
+def listed(record: RunRecord) -> list[dict[str, Any]]:
+    """The clients that partition.json describes."""
+    found = record.partition.get("clients")
+    return [c for c in found if isinstance(c, dict) and "client" in c] if isinstance(found, list) else []
+
+
+def _name(client: Mapping[str, Any]) -> str:
+    return str(client.get("name") or f"client {client['client']}")
+
+
+def attacking(record: RunRecord) -> set[int]:
+    """Ids of the attackers."""
+    return set(record.partition.get("attackers") or ())
+
+
+def _train(client: Mapping[str, Any]) -> int:
+    return int(run.number(client.get("train")) or 0)
+
+
+def sizes(record: RunRecord) -> list[int]:
+    """Training samples of every client."""
+    return [_train(c) for c in listed(record)]
+
+
+def partition(record: RunRecord) -> dict[str, Any] | None:
+    """Labels by client, for bars or a heat map; a sample where there are many clients."""
+    everybody = listed(record)
+    if not everybody:
+        return None
+    every = len(everybody) <= CLIENTS_DRAWN
+    attackers = attacking(record)
+    by_size = everybody if every else sorted(everybody, key=_train)
+    marked = [i for i, c in enumerate(by_size) if c["client"] in attackers]
+    marked = [marked[i] for i in spread(len(marked), CLIENTS_DRAWN // 4)]  # a sample shows attackers, too
+    shown = {*marked, *spread(len(by_size), CLIENTS_DRAWN - (0 if every else len(marked)))}
+    drawn = [by_size[i] for i in sorted(shown)]
+    labelled = all(c.get("labels") for c in drawn)
+    names = [str(name) for name in record.partition.get("class_names") or ()]
+    width = max((len(c["labels"]) for c in drawn), default=0) if labelled else 1
+    names = (names + [str(k) for k in range(len(names), width)])[:width] if labelled else ["all"]
+    rows = [list(c["labels"]) + [0] * (width - len(c["labels"])) if labelled else [_train(c)] for c in drawn]
+    return {
+        "names": [_name(c) for c in drawn],
+        "sizes": [_train(c) for c in drawn],
+        "attackers": [int(c["client"] in attackers) for c in drawn],
+        "classes": names,
+        "values": [[row[k] for row in rows] for k in range(width)],
+        "bars": len(drawn) <= BARS_DRAWN and width <= LINES_DRAWN,
+        "every": every,
+    }
+
+
+def _accepted(record: RunRecord) -> Counter[int]:
+    return Counter(client for line in record.lines for client in line.get("clients") or ())
+
+
+def _refused(record: RunRecord) -> list[tuple[int, int, str]]:
+    """(client, round, reason) of each rejected answer."""
+    return [
+        (entry["client"], line["round"], str(entry.get("reason") or "no reason given"))
+        for line in record.lines
+        for entry in line.get("rejected") or ()
+        if isinstance(entry, Mapping) and "client" in entry
+    ]
+
+
+def times(record: RunRecord) -> list[int]:
+    """Accepted answers of every client."""
+    accepted = _accepted(record)
+    return [accepted[c["client"]] for c in listed(record)]
+
+
+def participation(record: RunRecord) -> dict[str, Any] | None:
+    """Accepted answers per round of every client, in cells of some rounds."""
+    clients = listed(record)
+    rounds = run.totals(record).rounds
+    if not clients or not rounds:
+        return None
+    cells = pieces(rounds, COLUMNS)
+    cell_of = {r + 1: i for i, cell in enumerate(cells) for r in cell}
+    starts = [cell[0] + 1 for cell in cells]
+    row_of = {c["client"]: i for i, c in enumerate(clients)}
+    values = [[0.0] * len(cells) for _ in clients]
+    for line in record.lines:
+        for client in line.get("clients") or ():
+            if client in row_of and line["round"] in cell_of:
+                cell = cell_of[line["round"]]
+                values[row_of[client]][cell] += 1 / len(cells[cell])
+    spots = {(starts[cell_of[r]], client) for client, r, _ in _refused(record) if client in row_of and r in cell_of}
+    marks = sorted(spots)[:POINTS]
+    return {
+        "rounds": starts,
+        "clients": [c["client"] for c in clients],
+        "names": [_name(c) for c in clients],
+        "values": values,
+        "most": max(map(max, values)),
+        "span": max(map(len, cells)),
+        "rejected": {"x": [x for x, _ in marks], "y": [y for _, y in marks]},
+    }
+
+
+def table(record: RunRecord) -> dict[str, Any] | None:
+    """The table of clients."""
+    clients = listed(record)
+    if not clients:
+        return None
+    accepted, refused = _accepted(record), Counter(client for client, _, _ in _refused(record))
+    losses: dict[int, float | None] = {}
+    for line in record.lines:
+        losses.update(zip(line.get("clients") or (), map(run.number, line.get("client_loss") or ()), strict=False))
+    attackers = attacking(record)
+    classes = len(record.partition.get("class_names") or ())
+    rows = []
+    for client in clients[:ROWS]:
+        i = client["client"]
+        held = sum(1 for k in client.get("labels") or () if k)
+        loss = losses.get(i)
+        rows.append(
+            [
+                [i, _name(client)],
+                [_train(client), units.count(_train(client))],
+                [held, f"{held} of {classes}"] if classes else None,
+                accepted[i] + refused[i],
+                accepted[i],
+                refused[i],
+                None if loss is None else [loss, f"{loss:.4g}"],
+                "attacker" if i in attackers else "",
+            ]
+        )
+    heads = [
+        ("client", ""),
+        ("samples", "training samples"),
+        ("classes", "classes of which the client holds samples"),
+        ("asked", "answered or rejected"),
+        ("answered", "answers that were used"),
+        ("rejected", "answers that were not used"),
+        ("last loss", "training loss of the last accepted answer"),
+        ("role", ""),
+    ]
+    width = len(heads) if attackers else len(heads) - 1
+    return {
+        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads[:width]],
+        "rows": [row[:width] for row in rows],
+        "marked": [k for k, client in enumerate(clients[:ROWS]) if client["client"] in attackers],
+    }
+
+
+def rejections(record: RunRecord) -> dict[str, Any] | None:
+    """The table of refused answers, by client and reason."""
+    rounds: dict[tuple[int, str], list[int]] = {}
+    for client, r, reason in _refused(record):
+        rounds.setdefault((client, reason), []).append(r)
+    if not rounds:
+        return None
+    names = {c["client"]: _name(c) for c in listed(record)}
+    return {
+        "columns": [
+            {"name": "client"},
+            {"name": "reason"},
+            {"name": "times", "right": True},
+            {"name": "first round", "right": True},
+            {"name": "last round", "right": True},
+        ],
+        "rows": [
+            [[client, names.get(client, f"client {client}")], reason, len(when), min(when), max(when)]
+            for (client, reason), when in list(rounds.items())[:ROWS]
+        ],
+        "sort": [2, True],
+    }
