@@ -26,6 +26,7 @@ def main() -> None:
     arguments.add_argument("--clients", type=int, default=100)
     arguments.add_argument("--rounds", type=int, default=5)
     given = arguments.parse_args()
+    torch.set_num_threads(1)
     steps = {}
     for name in ("serial", "stacked"):
         setup = setups.build(

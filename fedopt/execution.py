@@ -122,7 +122,7 @@ def execute(
     setup = setup._replace(config=setup.config.model_copy(update={"run": run}))
     progress = beginning(setup)
     known_run(folder) if resume else _claim(folder)
-    with _alone(folder):
+    with _alone(folder), threads(setup.config.executor.threads):
         if resume:
             _go_on(setup, folder, progress)
         return _execute(setup, folder, progress, callbacks)
@@ -348,6 +348,17 @@ def _about(setup: Setup, status: str, reason: str, started: str) -> dict[str, An
         "strategy": setup.config.strategy.name,
         "portable": setup.portable,
     }
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads: another number sums in another order, which is another rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

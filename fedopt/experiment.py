@@ -23,7 +23,7 @@ from fedopt.engine.cohort import assemble
 from fedopt.engine.loop import exchanges
 from fedopt.engine.record import read_lines
 from fedopt.engine.serial import run_client
-from fedopt.execution import Callback, Result, beginning, execute, known_run, restore
+from fedopt.execution import Callback, Progress, Result, beginning, execute, known_run, restore, threads
 from fedopt.registry import ConfigError
 from fedopt.setup import Setup, build
 from fedopt.types import Exchange, Strategy, Uplink
@@ -130,8 +130,20 @@ def replay(
     """
     folder = Path(folder)
     setup = build(stored_config(folder))
-    problem, strategy = setup.problem, setup.strategy
     progress = beginning(setup)
+    with threads(setup.config.executor.threads):
+        return _replay(setup, progress, folder, exchange, client, before)
+
+
+def _replay(
+    setup: Setup,
+    progress: Progress,
+    folder: Path,
+    exchange: int,
+    client: int,
+    before: Callable[[Setup, Exchange], object] | None,
+) -> Uplink:
+    problem, strategy = setup.problem, setup.strategy
     lines = len(read_lines(folder / "metrics.jsonl"))
     if not 0 <= exchange < lines + 1:
         raise ConfigError("--exchange", f"0 to {lines} can be replayed, {lines} being the next; {exchange} was given")

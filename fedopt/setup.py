@@ -45,7 +45,6 @@ def build(
     strategy: Strategy | None = None,
 ) -> Setup:
     """Everything that a config describes, checked; objects take the place of their sections."""
-    torch.set_num_threads(config.executor.threads)
     key = keys.root(config.run.seed)
     dtype = getattr(torch, config.run.dtype)
     federation = data if isinstance(data, Federation) else _federation(config, data, key)

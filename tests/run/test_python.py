@@ -218,3 +218,15 @@ def test_the_out_of_a_config_is_the_run_folder(small: Small, tmp_path: Path) -> 
     result = fedopt.run(small({"run.rounds": 1}), [f"run.out={tmp_path / 'there'}"])
     assert result.path == tmp_path / "there" and (tmp_path / "there" / "run.json").exists()
     assert configs.load(tmp_path / "there" / "config.toml").run.out == str(tmp_path / "there")
+
+
+def test_a_run_leaves_the_number_of_threads_as_it_was(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    during = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        document = small({"run.rounds": 1, "executor.threads": 2})
+        fedopt.run(document, out=tmp_path / "run", callbacks=[lambda line: during.append(torch.get_num_threads())])
+        assert during == [2] and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
