@@ -146,7 +146,9 @@ def _execute(setup: Setup, folder: Path, progress: Progress, callbacks: Sequence
             if model is not None:
                 write_bytes(folder / "model.safetensors", save(model))
         except BaseException as error:
-            status, reason = "failed", f"exchange {progress.exchanges}: {type(error).__name__}: {error}"
+            numbered = isinstance(error, ClientError) and error.exchange is not None
+            where = "" if numbered else f"exchange {progress.exchanges}: "
+            status, reason = "failed", f"{where}{type(error).__name__}: {error}"
             if isinstance(error, KeyboardInterrupt):
                 status, reason = "interrupted", "by the user, within an exchange; continue with 'fedopt resume'"
             if isinstance(error, ClientError):

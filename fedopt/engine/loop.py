@@ -12,6 +12,7 @@ from torch import Tensor
 from fedopt import keys
 from fedopt.engine.adversary import Adversary
 from fedopt.engine.memory import ClientMemory
+from fedopt.engine.serial import ClientError
 from fedopt.problem import Problem
 from fedopt.types import Exchange, Info, Named, Programs, Replies, State, Strategy
 
@@ -57,11 +58,15 @@ def exchanges(
         started = time.perf_counter()
         exchange = strategy.plan(problem, state, keys.fold(here, "plan"))
         planned = time.perf_counter()
-        replies = adversary.attacked(
-            lambda asked: executor.map(problem, programs, asked, memory.of(asked.clients), here),  # noqa: B023
-            exchange,
-            here,
-        )
+        try:
+            replies = adversary.attacked(
+                lambda asked: executor.map(problem, programs, asked, memory.of(asked.clients), here),  # noqa: B023
+                exchange,
+                here,
+            )
+        except ClientError as error:
+            error.exchange = number
+            raise
         mapped = time.perf_counter()
         state, info = strategy.absorb(problem, state, replies, keys.fold(here, "absorb"))
         memory.commit(replies)

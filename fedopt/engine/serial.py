@@ -17,7 +17,7 @@ from fedopt.types import Exchange, FedoptError, Named, Programs, Replies, Uplink
 
 
 class ClientError(FedoptError):
-    """A client's program raised; says which client, which program and at which stage. The cause is chained."""
+    """A client's program raised; says which client, exchange, program and stage. The cause is chained."""
 
     def __init__(self, name: str, client: int, program: str, stage: str, cause: Exception) -> None:
         super().__init__(
@@ -26,6 +26,12 @@ class ClientError(FedoptError):
         self.client = client
         self.program = program
         self.stage = stage
+        self.exchange: int | None = None
+        """Set by the loop, which counts."""
+
+    def __str__(self) -> str:
+        where = "" if self.exchange is None else f"exchange {self.exchange}: "
+        return where + super().__str__()
 
 
 class Serial:

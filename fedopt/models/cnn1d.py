@@ -30,7 +30,8 @@ class cnn1d(nn.Module):
             raise ValueError(f"a width that groups = {groups} divides is needed; width = {width} was given")
         channels = (leads, width, 2 * width, 4 * width)
         pairs = list(pairwise(channels))
-        self.convs = nn.ModuleList(nn.Conv1d(inward, outward, 7, padding=3) for inward, outward in pairs)
+        # without bias: the norm takes a constant away again, and its gradient would be rounding alone
+        self.convs = nn.ModuleList(nn.Conv1d(inward, outward, 7, padding=3, bias=False) for inward, outward in pairs)
         self.norms = nn.ModuleList(nn.GroupNorm(groups, outward) for _, outward in pairs)
         self.head = nn.Linear(4 * width, classes)
 

@@ -22,7 +22,8 @@ class Attention(nn.Module):
         if dim % heads:
             raise ValueError(f"a dim that heads = {heads} divides is needed; dim = {dim} was given")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        # without bias: softmax takes that of the keys away again, and its gradient would be rounding alone
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:

@@ -111,13 +111,14 @@ def moved(played: Played) -> list[tuple[str, Tensor]]:
     return found
 
 
-def agree(stacked: Played, serial: Played) -> None:
+def agree(stacked: Played, serial: Played, personal: float | None = None) -> None:
     pairs = list(zip(moved(stacked), moved(serial), strict=True))
     assert len(pairs) > ROUNDS
     for (name, got), (_, wanted) in pairs:
         # below the floor lies what is zero but for rounding, such as the moments of a bias that a norm takes out again
         gap = float((got - wanted).norm() / wanted.norm().clamp(min=1e-6))
-        assert gap <= TOLERANCE[wanted.dtype], f"{name}: relative difference {gap:.2e}"
+        allowed = personal if personal is not None and name == "memory personal" else TOLERANCE[wanted.dtype]
+        assert gap <= allowed, f"{name}: relative difference {gap:.2e}"
     assert any(float(wanted.norm()) > 1e-3 for _, (_, wanted) in pairs), "nothing moved"
 
 
@@ -126,12 +127,12 @@ def same_bits(one: Played, other: Played) -> bool:
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
 
 
-def both(problem: Problem, strategy: str, **given: Any) -> None:
+def both(problem: Problem, strategy: str, personal: float | None = None, **given: Any) -> None:
     made = compose(strategy, lr=0.1, **{"batches": BATCHES, "participation": three(problem), **given})
     executor = Stacked()
     stacked = play(problem, made, ROUNDS, executor=executor)
     assert not executor.refused
-    agree(stacked, play(problem, made, ROUNDS))
+    agree(stacked, play(problem, made, ROUNDS), personal)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -312,7 +313,7 @@ def test_everything_with_everything(strategy: str, optimizer: str, model: str) -
     problem = problem_for(strategy, model)
     wants = strategies.registry.wants(strategy)
     part = "optimizer" if "optimizer" in wants else "server"
-    # some networks have gradients that are zero but for rounding (a bias before a norm, the keys' bias in attention);
-    # an adaptive step divides them by eps, and with a pull lam and lr lam / eps > 2 they grow from step to step
-    made = optimizer_of(optimizer, eps=0.1)
-    both(problem, strategy, participation=uniform(count=min(2, problem.clients)), **{part: made})
+    # the pull of a coordinate without a gradient is rounding alone; AdaGrad divides it by its eps of 1e-10
+    personal = 1e-7 if (strategy, optimizer) == ("ditto", "adagrad") else None
+    cohort = uniform(count=min(2, problem.clients))
+    both(problem, strategy, personal, participation=cohort, **{part: optimizer_of(optimizer)})
