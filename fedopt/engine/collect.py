@@ -3,24 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fedopt.types import Exchange, Named, Rejection, Replies, Uplink
 
-BLOCK = 16
-"""Clients per block of a sum. Fixed, so that a sum has the same bits however clients are spread over workers."""
+LANES = 32
+"""A cohort's sum is formed in so many parts, or in parts of `LANE` clients where that makes more of them."""
+
+LANE = 64
+
+
+class Sum(NamedTuple):
+    """sum_i w_i v_i by name, and sum_i w_i, over the accepted clients of one lane."""
+
+    vectors: Named
+    weight: Tensor
+
+
+class Part(NamedTuple):
+    """What is known of some of an exchange's clients: the accepted answers, and who was rejected."""
+
+    where: Tensor
+    """Rows of `exchange.clients` that were accepted."""
+    vectors: Named
+    """Their rows; under `reduce = "mean"` nothing."""
+    sums: dict[int, Sum]
+    """By lane, under `reduce = "mean"`."""
+    weights: Tensor
+    metrics: Named
+    memory: Named
+    rejected: tuple[Rejection, ...]
+
+
+def lanes(n: int) -> list[range]:
+    """The rows of each lane: consecutive, in sizes that differ by one at most.
+
+    A lane is summed by one worker, one client after another, and the sums of the lanes are added in their order. Since
+    lanes follow from n alone, a mean has the same bits however the lanes are spread over workers.
+    """
+    count = min(n, max(LANES, -(-n // LANE)))
+    return [range(i * n // count, (i + 1) * n // count) for i in range(count)]
 
 
 def screen(clients: Tensor, uplinks: Uplink) -> tuple[Tensor, tuple[Rejection, ...]]:
     """Which rows are usable `[n]`, and why the others are not: NaN or Inf anywhere, or a weight that is no weight."""
     usable = torch.isfinite(uplinks.weight) & (uplinks.weight >= 0)
     checked = {**uplinks.vectors, **{f"memory {name}": rows for name, rows in uplinks.memory.items()}}
-    # one more dimension, so that rows of scalars and no rows at all flatten too
-    finite = {name: torch.isfinite(rows)[..., None].flatten(1).all(dim=1) for name, rows in checked.items()}
+    finite = {name: _finite(rows) for name, rows in checked.items() if rows.is_floating_point()}
     for rows in finite.values():
         usable = usable & rows
+    if bool(usable.all()):
+        return usable, ()
     rejected = []
     for i in torch.nonzero(~usable).flatten().tolist():
         wrong = next((name for name, rows in finite.items() if not rows[i]), None)
@@ -33,62 +70,110 @@ def screen(clients: Tensor, uplinks: Uplink) -> tuple[Tensor, tuple[Rejection, .
     return usable, tuple(rejected)
 
 
-def collect(exchange: Exchange, blocks: Iterable[tuple[Tensor, Uplink]]) -> Replies:
-    """Replies from blocks `(rows of exchange.clients, stacked uplinks)`, in any order of the clients.
+def _finite(rows: Tensor) -> Tensor:
+    """Which rows are finite everywhere `[n]`."""
+    # one more dimension, so that rows of scalars and no rows at all flatten too
+    flat = rows[..., None].flatten(1)
+    # a sum reads memory once and lets NaN and Inf through; a finite row may overflow, so a bad sum is looked into
+    finite = torch.isfinite(flat.sum(dim=1))
+    return finite if bool(finite.all()) else torch.isfinite(flat).all(dim=1)
 
-    Under `reduce = "mean"` a block is folded into the running sums as it comes, so that no more than one block of
-    vectors is held.
+
+def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> Part:
+    """One part from blocks `(lane, rows of exchange.clients, stacked uplinks)`.
+
+    Under `reduce = "mean"` a block is folded into its lane's sums as it comes and its vectors are let go.
     """
-    rows: list[Tensor] = []
-    rejected: list[Rejection] = []
+    where: list[Tensor] = []
     kept: list[Uplink] = []
-    sums: Named = {}
-    total: Tensor | None = None
-    for where, uplinks in blocks:
-        usable, wrong = screen(exchange.clients[where], uplinks)
+    rejected: list[Rejection] = []
+    sums: dict[int, Sum] = {}
+    for lane, rows, uplinks in blocks:
+        usable, wrong = screen(exchange.clients[rows], uplinks)
         rejected += wrong
-        rows.append(where[usable])
-        vectors = uplinks.vectors
         if exchange.reduce == "mean":
-            block_sums, block_total = weighted_sum(vectors, uplinks.weight, usable)
-            sums = {name: sums[name] + value if name in sums else value for name, value in block_sums.items()}
-            total = block_total if total is None else total + block_total
-            vectors = {}
-        kept.append(
-            Uplink(
-                {name: value[usable] for name, value in vectors.items()},
-                {name: value[usable] for name, value in uplinks.metrics.items()},
-                {name: value[usable] for name, value in uplinks.memory.items()},
-                uplinks.weight[usable],
-            )
-        )
-    if not kept:  # nobody was asked
+            sums[lane] = weighted_sum(uplinks.vectors, uplinks.weight, usable if wrong else None, sums.get(lane))
+            uplinks = uplinks._replace(vectors={})
+        if wrong:
+            rows = rows[usable.cpu()]
+            uplinks = pytree.tree_map(lambda value: value[usable], uplinks)  # noqa: B023 - used at once
+        where.append(rows)
+        kept.append(uplinks)
+    return Part(
+        where=torch.cat(where),
+        vectors=join([u.vectors for u in kept]),
+        sums=sums,
+        weights=torch.cat([u.weight for u in kept]).cpu(),
+        metrics=join([u.metrics for u in kept]),
+        memory=join([u.memory for u in kept]),
+        rejected=tuple(rejected),
+    )
+
+
+def merge(exchange: Exchange, parts: Iterable[Part]) -> Replies:
+    """Replies from parts that have all clients of the exchange between them.
+
+    Sums are added in the order of the lanes; one that comes before its turn waits.
+    """
+    known: list[Part] = []
+    waiting: dict[int, Sum] = {}
+    total: Sum | None = None
+    turn = 0
+    for part in parts:
+        waiting |= part.sums
+        while turn in waiting:
+            total = _plus(total, waiting.pop(turn))
+            turn += 1
+        known.append(part._replace(sums={}))
+    for lane in sorted(waiting):
+        total = _plus(total, waiting[lane])
+    if not known:  # nobody was asked
         return Replies(exchange, exchange.clients, {}, torch.zeros(0), {}, {})
-    where = torch.cat(rows)
+    where = torch.cat([part.where for part in known])
     order = torch.argsort(where)
-    weights = torch.cat([u.weight for u in kept])[order]
     if total is not None:
-        vectors = {name: divide(value, total)[None] for name, value in sums.items()}
-        weights = total[None]
+        weights = total.weight.cpu()[None]
+        vectors = {name: divide(value, total.weight).cpu()[None] for name, value in total.vectors.items()}
     else:
-        vectors = join([u.vectors for u in kept], order)
+        weights = torch.cat([part.weights for part in known])[order]
+        vectors = join([part.vectors for part in known], order)
     return Replies(
         exchange=exchange,
         clients=exchange.clients[where[order]],
         vectors=vectors,
         weights=weights,
-        metrics=join([u.metrics for u in kept], order),
-        memory=join([u.memory for u in kept], order),
-        rejected=tuple(sorted(rejected)),
+        metrics=join([part.metrics for part in known], order),
+        memory=join([part.memory for part in known], order),
+        rejected=tuple(sorted(rejection for part in known for rejection in part.rejected)),
     )
 
 
-def weighted_sum(vectors: Named, weights: Tensor, usable: Tensor) -> tuple[Named, Tensor]:
-    """sum_i w_i v_i over the usable rows, and sum_i w_i. Unusable rows may hold NaN: they are replaced, not scaled."""
-    weights = torch.where(usable, weights, 0.0)
-    whole = bool(usable.all())
-    sums = {n: weights @ (v if whole else torch.where(usable[:, None], v, 0.0)) for n, v in vectors.items()}
-    return sums, weights.sum()
+def weighted_sum(vectors: Named, weights: Tensor, usable: Tensor | None = None, onto: Sum | None = None) -> Sum:
+    """sum_i w_i v_i over the usable rows (None: all), and sum_i w_i, added to `onto`, which is written over.
+
+    Unusable rows may hold NaN: they are replaced, not scaled.
+    """
+    if usable is not None:
+        weights = torch.where(usable, weights, 0.0)
+        vectors = {name: torch.where(usable[:, None], rows, 0.0) for name, rows in vectors.items()}
+    if weights.numel() == 1:  # no product for one row: it is added in one pass over memory
+        alone = float(weights[0])
+        if onto is not None:
+            sums = {name: onto.vectors[name].add_(rows[0], alpha=alone) for name, rows in vectors.items()}
+        else:
+            sums = {name: rows[0] * alone for name, rows in vectors.items()}
+    else:
+        sums = {name: weights @ rows for name, rows in vectors.items()}
+        if onto is not None:
+            sums = {name: onto.vectors[name].add_(value) for name, value in sums.items()}
+    weight = weights.sum()
+    return Sum(sums, weight if onto is None else onto.weight + weight)
+
+
+def _plus(total: Sum | None, lane: Sum) -> Sum:
+    if total is None:
+        return lane
+    return Sum({n: value.add_(lane.vectors[n]) for n, value in total.vectors.items()}, total.weight + lane.weight)
 
 
 def divide(value: Tensor, total: Tensor) -> Tensor:
@@ -96,21 +181,20 @@ def divide(value: Tensor, total: Tensor) -> Tensor:
     return torch.where(total > 0, value / total, torch.zeros_like(value))
 
 
-def join(parts: list[Named], order: Tensor) -> Named:
-    """Blocks of rows by name, joined and put in client order."""
-    return {name: torch.cat([part[name] for part in parts])[order] for name in (parts[0] if parts else {})}
+def join(parts: list[Named], order: Tensor | None = None) -> Named:
+    """Blocks of rows by name, joined, and put in an order if there is one; on the CPU, where the server is."""
+    joined = {name: torch.cat([part[name] for part in parts]).cpu() for name in (parts[0] if parts else {})}
+    return joined if order is None else {name: rows[order] for name, rows in joined.items()}
 
 
 def to_mean(replies: Replies) -> Replies:
-    """Replies with rows as `reduce = "mean"` would have given them."""
-    sums: Named = {}
-    total = replies.weights.new_zeros(())
-    for start in range(0, replies.clients.numel(), BLOCK):
-        block = slice(start, start + BLOCK)
-        weights = replies.weights[block]
-        rows = {name: value[block] for name, value in replies.vectors.items()}
-        part, weight = weighted_sum(rows, weights, torch.ones_like(weights, dtype=torch.bool))
-        sums = {name: sums[name] + value if name in sums else value for name, value in part.items()}
-        total = total + weight
-    vectors = {name: divide(value, total)[None] for name, value in sums.items()}
-    return replies._replace(vectors=vectors, weights=total[None])
+    """Replies with rows as `reduce = "mean"` would have given them, to rounding."""
+    total: Sum | None = None
+    for lane in lanes(replies.clients.numel()):
+        rows = slice(lane.start, lane.stop)
+        here = {name: value[rows] for name, value in replies.vectors.items()}
+        total = _plus(total, weighted_sum(here, replies.weights[rows]))
+    if total is None:  # nobody was accepted
+        total = Sum({n: v.new_zeros(v.shape[1:]) for n, v in replies.vectors.items()}, replies.weights.new_zeros(()))
+    vectors = {name: divide(value, total.weight)[None] for name, value in total.vectors.items()}
+    return replies._replace(vectors=vectors, weights=total.weight[None])

@@ -18,13 +18,18 @@ from fedopt.types import Exchange, Info, Named, Programs, Replies, State, Strate
 
 
 class Executor(Protocol):
-    """Where the clients' work runs. `memory` holds the rows of the exchange's clients."""
+    """Where the clients' work runs. `memory` holds the rows of the exchange's clients.
+
+    `plan` is what a resumed run takes over by `restore` to go on with the same bits: everything that was measured and
+    decided. `close` ends what the executor started (processes); it may be called twice, and `map` starts anew.
+    """
 
     name: str
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies: ...
     def plan(self) -> dict[str, Any]: ...
     def restore(self, plan: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Step(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fedopt import keys
 from fedopt.engine.cohort import Cohort, assemble, walk
-from fedopt.engine.collect import BLOCK, collect
+from fedopt.engine.collect import Part, gather, lanes, merge
 from fedopt.problem import Problem
 from fedopt.types import Exchange, FedoptError, Named, Programs, Replies, Uplink
 
@@ -41,17 +41,30 @@ class Serial:
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
         cohort = assemble(problem, exchange, memory, key)
-        return collect(exchange, self._blocks(problem, programs, exchange, cohort))
+        return merge(exchange, self.parts(problem, programs, exchange, cohort, self.pieces(cohort)))
 
-    def _blocks(
-        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort
-    ) -> Iterator[tuple[Tensor, Uplink]]:
-        for first in range(0, exchange.clients.numel(), BLOCK):
-            where = torch.arange(first, min(first + BLOCK, exchange.clients.numel()))
-            uplinks = [
-                run_client(problem, programs, exchange, cohort.take(where[i : i + 1])) for i in range(len(where))
-            ]
-            yield where, pytree.tree_map(lambda *leaves: torch.stack(leaves), *uplinks)
+    def pieces(self, cohort: Cohort, workers: int = 1) -> list[Tensor]:
+        """The rows of each lane, as the work may be cut: the same lanes for any number of workers."""
+        return [torch.arange(lane.start, lane.stop) for lane in lanes(cohort.clients.numel())]
+
+    def parts(
+        self,
+        problem: Problem,
+        programs: Programs,
+        exchange: Exchange,
+        cohort: Cohort,
+        pieces: Sequence[Tensor],
+    ) -> Iterator[Part]:
+        """The answers, lane by lane."""
+        for lane, rows in enumerate(pieces):
+            yield gather(exchange, self._clients(problem, programs, exchange, cohort, lane, rows))
+
+    def _clients(
+        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort, lane: int, rows: Tensor
+    ) -> Iterator[tuple[int, Tensor, Uplink]]:
+        for row in rows.split(1):
+            uplink = run_client(problem, programs, exchange, cohort.take(row))
+            yield lane, row, pytree.tree_map(lambda leaf: leaf[None], uplink)
 
     def plan(self) -> dict[str, Any]:
         """What a resumed run has to know: nothing."""
@@ -59,6 +72,9 @@ class Serial:
 
     def restore(self, plan: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def run_client(problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort) -> Uplink:
@@ -81,4 +97,4 @@ def run_client(problem: Problem, programs: Programs, exchange: Exchange, cohort:
     except FedoptError:
         raise
     except Exception as error:
-        raise ClientError(problem.data.client_names[number], number, exchange.program, stage, error) from error
+        raise ClientError(problem.data.name(number), number, exchange.program, stage, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fedopt import keys, models
 from fedopt.engine.cohort import Cohort, Walk, assemble, walk
-from fedopt.engine.collect import collect
+from fedopt.engine.collect import Part, gather, merge
 from fedopt.engine.serial import Serial
 from fedopt.problem import Problem
 from fedopt.types import Carry, Client, Exchange, Named, Programs, Replies, Uplink
@@ -44,7 +44,7 @@ class Stacked:
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
         if exchange.clients.numel() == 0:
-            return collect(exchange, [])
+            return merge(exchange, [])
         name, known = exchange.program, set(self.refused)
         if name not in self.refused and exchange.batches is not None:
             reason = models.stackable(problem.network.training)
@@ -53,7 +53,7 @@ class Stacked:
         if name not in self.refused:
             cohort = assemble(problem, exchange, memory, key)
             try:
-                return collect(exchange, self._blocks(problem, programs, exchange, cohort))
+                return merge(exchange, self.parts(problem, programs, exchange, cohort, self.pieces(cohort)))
             except Exception as error:  # anything may refuse to stack; the serial run names a real mistake
                 self._refuse(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         try:
@@ -71,14 +71,33 @@ class Stacked:
         self.width.update(plan.get("width", {}))
         self.refused.update(plan.get("refused", {}))
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _refuse(self, program: str, reason: str) -> None:
         self.refused[program] = reason
         log.warning("program '%s' runs one client at a time: it cannot be stacked (%s)", program, reason)
 
-    def _blocks(
-        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort
-    ) -> Iterator[tuple[Tensor, Uplink]]:
+    def pieces(self, cohort: Cohort, workers: int = 1) -> list[Tensor]:
+        """The rows for each of `workers`, longest walks first, dealt out so that all have about as much to do."""
         order = torch.argsort(cohort.samples, descending=True, stable=True)
+        return [piece for piece in (order[first::workers] for first in range(workers)) if piece.numel()]
+
+    def parts(
+        self,
+        problem: Problem,
+        programs: Programs,
+        exchange: Exchange,
+        cohort: Cohort,
+        pieces: Sequence[Tensor],
+    ) -> Iterator[Part]:
+        """The answers, piece by piece; a piece is a lane."""
+        for lane, rows in enumerate(pieces):
+            yield gather(exchange, self._blocks(problem, programs, exchange, cohort, lane, rows))
+
+    def _blocks(
+        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort, lane: int, order: Tensor
+    ) -> Iterator[tuple[int, Tensor, Uplink]]:
         if exchange.program not in self.width:
             self.width[exchange.program] = self._measure(problem, exchange, cohort)
         first = 0
@@ -90,7 +109,7 @@ class Stacked:
             first += where.numel()
             some = cohort.take(where)
             with torch.no_grad():
-                yield where, _run(programs, exchange, some, walk(problem, exchange, some))
+                yield lane, where, _run(programs, exchange, some, walk(problem, exchange, some))
 
     def _measure(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
         vectors = 8 * problem.d * problem.dtype.itemsize  # model, gradient, optimizer, delta, and temporaries of each

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedopt import attacks, keys
 from fedopt.data import Dataset, federate
 from fedopt.engine.adversary import Adversary, Group
-from fedopt.engine.collect import collect
+from fedopt.engine.collect import gather, merge
 from fedopt.types import Attack, Exchange, Replies, Uplink
 
 ROWS = torch.arange(12.0).reshape(4, 3) + 1.0
@@ -23,7 +23,7 @@ def execute(exchange: Exchange) -> Replies:
         {},
         torch.arange(1.0, n + 1.0),
     )
-    return collect(exchange, [(torch.arange(n), up)])
+    return merge(exchange, [gather(exchange, [(0, torch.arange(n), up)])])
 
 
 def spy(knowledge: str, seen: list[Tensor]) -> Attack:

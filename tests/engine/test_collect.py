@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedopt.engine.collect import BLOCK, collect, to_mean
-from fedopt.types import Exchange, Uplink
+from fedopt.engine.collect import LANE, LANES, gather, lanes, merge, to_mean
+from fedopt.types import Exchange, Replies, Uplink
 
 
 def uplinks(n: int, d: int = 5) -> Uplink:
@@ -27,6 +28,10 @@ def take(all_: Uplink, rows: Tensor) -> tuple[Tensor, Uplink]:
         return {name: value[rows] for name, value in named.items()}
 
     return rows, Uplink(part(all_.vectors), part(all_.metrics), part(all_.memory), all_.weight[rows])
+
+
+def collect(exchange: Exchange, blocks: list[tuple[Tensor, Uplink]]) -> Replies:
+    return merge(exchange, [gather(exchange, ((lane, *block) for lane, block in enumerate(blocks)))] if blocks else [])
 
 
 def exchange(n: int, reduce: str) -> Exchange:
@@ -53,13 +58,50 @@ def test_the_mean_is_the_weighted_mean() -> None:
     assert replies.metrics["loss"].shape == (6,)
 
 
-def test_blocks_of_sixteen_give_the_bits_of_the_mean_formed_afterwards() -> None:
-    n = 2 * BLOCK + 5
+def test_lanes_have_everybody_once_in_sizes_that_differ_by_one_at_most() -> None:
+    for n in (1, 2, 31, 32, 33, 50, 100, LANE * LANES, LANE * LANES + 1, 10_000):
+        rows = [row for lane in lanes(n) for row in lane]
+        sizes = [len(lane) for lane in lanes(n)]
+        assert rows == list(range(n))
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) <= LANE
+    assert len(lanes(7)) == 7 and len(lanes(50)) == LANES and lanes(0) == []
+
+
+@pytest.mark.parametrize("n", [5, 50, 3 * LANES + 5])
+@pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+def test_parts_that_come_in_any_order_give_the_same_bits(n: int, order: str) -> None:
     all_ = uplinks(n)
-    blocks = [take(all_, torch.arange(s, min(s + BLOCK, n))) for s in range(0, n, BLOCK)]
+    asked = exchange(n, "mean")
+    parts = [
+        gather(asked, ((number, *take(all_, torch.tensor([row]))) for row in lane))
+        for number, lane in enumerate(lanes(n))
+    ]
+    wanted = merge(asked, copy.deepcopy(parts))
+    places = list(range(len(parts)))
+    if order == "backward":
+        places.reverse()
+    if order == "shuffled":
+        places = torch.randperm(len(parts), generator=torch.Generator().manual_seed(0)).tolist()
+    got = merge(asked, [parts[place] for place in places])
+    assert torch.equal(got.vectors["delta"], wanted.vectors["delta"]) and torch.equal(got.weights, wanted.weights)
+    assert torch.equal(got.clients, wanted.clients) and torch.equal(got.metrics["loss"], wanted.metrics["loss"])
+
+
+def test_a_mean_formed_afterwards_is_the_same_to_rounding() -> None:
+    n = 2 * LANES + 5
+    all_ = uplinks(n)
+    blocks = [take(all_, torch.tensor([i])) for i in range(n)]
     early = collect(exchange(n, "mean"), blocks)
     late = to_mean(collect(exchange(n, "rows"), blocks))
-    assert torch.equal(early.vectors["delta"], late.vectors["delta"]) and torch.equal(early.weights, late.weights)
+    torch.testing.assert_close(early.vectors["delta"], late.vectors["delta"])
+    torch.testing.assert_close(early.weights, late.weights)
+
+
+def test_finite_rows_whose_sum_overflows_are_accepted() -> None:
+    all_ = uplinks(4)
+    all_.vectors["delta"][2] = 3e38
+    replies = collect(exchange(4, "rows"), [take(all_, torch.arange(4))])
+    assert replies.clients.numel() == 4 and replies.rejected == ()
 
 
 @pytest.mark.parametrize("reduce", ["rows", "mean"])
