@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ check: setup  ## lint, formatting, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench-cpu:  ## measure the speed tables against other simulators (about an hour), and write docs/performance.md
+	@PYTHON=$(PYTHON) bench/venvs.sh
+	bench/venvs/fedopt/bin/python -m bench.run
+
+bench-quick:  ## the small tasks of the speed tables, with shorter repetitions (some minutes)
+	@PYTHON=$(PYTHON) bench/venvs.sh
+	bench/venvs/fedopt/bin/python -m bench.run --quick
 
 fmt: setup  ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .

@@ -190,7 +190,7 @@ def replay(
     """Repeat one client's work of one exchange, alone and eagerly."""
 
     def before(setup: setups.Setup, planned: Any) -> None:
-        _say(f"client {client} ({setup.problem.data.client_names[client]}), program '{planned.program}'")
+        _say(f"client {client} ({setup.problem.data.name(client)}), program '{planned.program}'")
         if debugger:
             breakpoint()
 

@@ -246,7 +246,7 @@ def _checkpoint(setup: Setup, folder: Path, progress: Progress, metrics: Metrics
     document = setup.config.document()
     document["run"].pop("out", None)  # a run folder may be moved
     run = {"config": document, "executor": setup.executor.plan()}
-    stored = Checkpoint(progress.exchanges, progress.state, progress.memory.snapshot(), run)
+    stored = Checkpoint(progress.exchanges, progress.state, progress.memory.save(folder / "checkpoints"), run)
     save_checkpoint(folder / "checkpoints", stored, setup.config.run.keep_checkpoints)
 
 

@@ -1,8 +1,9 @@
 """Counter keys: random numbers as pure functions of integers.
 
-A key is an int64 scalar. `fold(key, ...)` derives another key, `bits`, `uniform`, `normal` and `permutation` hash a
-counter with it. Nothing is drawn from a generator, so a client's numbers depend on (seed, purpose, exchange, client)
-alone: they are the same one client at a time and under vmap, whoever else takes part and wherever the work runs.
+A key is an int64 scalar. `fold(key, ...)` derives another key, `bits`, `uniform`, `normal`, `permutation` and `sample`
+hash a counter with it. Nothing is drawn from a generator, so a client's numbers depend on (seed, purpose, exchange,
+client) alone: they are the same one client at a time and under vmap, whoever else takes part and wherever the work
+runs.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators",
 figure 17) over the counter times the golden-ratio increment. torch integers wrap around modulo 2^64, as needed.
@@ -19,6 +20,9 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+SMALL = 4096
+"""Up to this size, a population is permuted as a whole when some of it are drawn: a fraction of a millisecond."""
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -54,6 +58,12 @@ def bits(key: Tensor, *shape: int) -> Tensor:
     return _mix(_mix(key + _GOLDEN) + counter * _GOLDEN).reshape(shape)
 
 
+def words(key: Tensor, start: int, stop: int) -> Tensor:
+    """Entries `start : stop` of `bits(key, n)`, whatever n is."""
+    counter = torch.arange(start + 1, stop + 1, dtype=torch.int64, device=key.device)
+    return _mix(_mix(key + _GOLDEN) + counter * _GOLDEN)
+
+
 def uniform(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform on [0, 1): 24 random bits in float32, 53 in float64."""
     width = 53 if dtype == torch.float64 else 24
@@ -86,6 +96,48 @@ def permutations(keys: Tensor, sizes: Tensor, width: int) -> Tensor:
     order = torch.argsort(words, dim=1, stable=True)
     padding = torch.gather(~real, 1, order)
     return torch.gather(order, 1, torch.argsort(padding.to(torch.int8), dim=1, stable=True))
+
+
+def sample(key: Tensor, population: int, count: int) -> Tensor:
+    """`count` different integers of 0 ... population-1 in random order, int64 `[count]`: every order equally likely.
+
+    The front of `permutation(key, population)` in a small population, and wherever an eighth of it is asked for; else
+    the row of `samples`, whose time and memory depend on `count` alone.
+    """
+    _check_count(count, population)
+    if population <= max(SMALL, 8 * count):
+        return permutation(key, population)[:count]
+    return samples(key[None], population, count)[0]
+
+
+def samples(keys: Tensor, population: int, count: int) -> Tensor:
+    """Row i holds the first `count` different values of an endless sequence of uniform ones, int64 `[n, count]`.
+
+    `keys [n]`; the values are 0 ... population-1, and value j of the sequence of row i is `bits(keys[i], ...)[j]`
+    without its sign, modulo the population. Time and memory depend on n and `count`, not on the population, as long as
+    `count` is a small part of it; the modulus favours small values by population / 2^63.
+    """
+    _check_count(count, population)
+    found = torch.empty(keys.numel(), count, dtype=torch.int64, device=keys.device)
+    rows, width = torch.arange(keys.numel(), device=keys.device), count
+    while rows.numel() and count:
+        counter = torch.arange(1, width + 1, dtype=torch.int64, device=keys.device)
+        drawn = (_mix(_mix(keys[rows] + _GOLDEN)[:, None] + counter * _GOLDEN) & ((1 << 63) - 1)) % population
+        # a stable sort puts the first of equal values first; the others are repetitions
+        ordered, order = torch.sort(drawn, dim=1, stable=True)
+        again = torch.zeros_like(drawn, dtype=torch.bool)
+        again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+        new = torch.empty_like(again).scatter_(1, order, ~again)
+        rank = new.cumsum(dim=1)
+        whole = rank[:, -1] >= count
+        found[rows[whole]] = drawn[whole][new[whole] & (rank[whole] <= count)].reshape(-1, count)
+        rows, width = rows[~whole], 2 * width
+    return found
+
+
+def _check_count(count: int, population: int) -> None:
+    if not 0 <= count <= population:
+        raise ValueError(f"{count} different integers were asked for, there are {population}")
 
 
 def to_seed(key: Tensor) -> int:

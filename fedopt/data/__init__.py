@@ -1,7 +1,7 @@
 """Data sources, and how their samples are spread over clients.
 
 A source is a function `name(*, ...options) -> Dataset`; a partition is a function
-`name(labels, groups, clients, key, *, ...options) -> list of index tensors`. `federate` joins the two into a
+`name(labels, groups, clients, key, *, ...options) -> Parts`. `federate` joins the two into a
 `Federation`, the form that the engine reads; `draw` says which samples of its own a client uses at each step.
 Files are found below the folder that the environment variable FEDOPT_DATA names; nothing is downloaded.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from fedopt.data._batches import draw
 from fedopt.data._federate import counts, federate, pool, relabel
 from fedopt.data._paths import data_path
-from fedopt.data._values import Dataset, Federation, Shards, Split
+from fedopt.data._values import Dataset, Federation, Parts, Shards, Split
 from fedopt.registry import Registry
 
 registry = Registry("data", __name__)
@@ -19,6 +19,7 @@ registry = Registry("data", __name__)
 __all__ = [
     "Dataset",
     "Federation",
+    "Parts",
     "Shards",
     "Split",
     "counts",

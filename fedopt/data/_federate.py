@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedopt.data._values import Dataset, Federation, Shards, Split
+from fedopt.data._values import Dataset, Federation, Parts, Shards, Split
 from fedopt.data.partitions import registry
-from fedopt.keys import bits, fold, permutation
+from fedopt.keys import fold, permutation, words
 from fedopt.registry import ConfigError, facts, validate
 from fedopt.types import Clients, FedoptError
 from fedopt.types import client_ids as increasing
+
+CELLS = 1 << 20
+"""Samples that are split off at a time."""
 
 
 def federate(
@@ -69,14 +72,14 @@ def federate(
     options = validate(component, partition_options, "data.partition")
     groups = None if dataset.groups is None else dataset.groups[train]
     parts = component(dataset.y[train], groups, clients, fold(key, "partition"), **options)
-    _check_parts(parts, len(train), clients, partition)
-    sizes = torch.tensor([len(part) for part in parts])
-    index = train[torch.cat(parts)]
+    _check_parts(parts, len(train), clients, partition, shared=bool(facts(component).get("shared")))
+    sizes = parts.sizes
+    index = train[parts.index]
+    del parts  # of many clients, the largest thing here
+    names: tuple[str, ...] = ()
     if facts(component).get("by_groups") and dataset.groups is not None and dataset.group_names:
         first = index[sizes.cumsum(0) - sizes]
         names = tuple(dataset.group_names[group] for group in dataset.groups[first].tolist())
-    else:
-        names = tuple(f"client {i}" for i in range(len(parts)))
     splits = _client_splits(dataset, index, sizes, valid_share, fold(key, "valid"))
     return Federation(splits, server, dataset.class_names, names, dataset.task, dataset.vocabulary)
 
@@ -111,19 +114,25 @@ def relabel(shards: Shards, client_ids: Clients, labels_function: Callable[[Tens
     return shards._replace(y=y)
 
 
-def counts(federation: Federation, split: str = "train") -> Tensor:
+def counts(federation: Federation, split: str = "train", clients: Tensor | None = None) -> Tensor:
     """Samples of each class at each client, int64 `[N, classes]`; `[N, 1]` where a sample is not of one class.
+
+    clients: ids `[n]`, of which alone there is a row then.
 
     Raises FedoptError for a split that the clients do not have.
     """
     if split not in federation.splits:
         raise FedoptError(f"the clients have the splits {', '.join(federation.splits)}, '{split}' was asked for")
     held = federation.splits[split]
+    clients = torch.arange(held.clients) if clients is None else clients
+    sizes = held.held(clients)
     if federation.task != "classification" or held.y.dim() != 1:
-        return held.sizes[:, None]
-    clients, classes = held.clients, federation.classes
-    owner = torch.repeat_interleave(torch.arange(clients), held.sizes)
-    return torch.bincount(owner * classes + held.y, minlength=clients * classes).reshape(clients, classes)
+        return sizes[:, None]
+    rows, classes = len(clients), federation.classes
+    row = torch.repeat_interleave(torch.arange(rows), sizes)
+    # the k-th sample of a row stands at the k-th position of its client
+    position = torch.arange(len(row)) + (held.offsets[clients] - (sizes.cumsum(0) - sizes))[row]
+    return torch.bincount(row * classes + held.y[position], minlength=rows * classes).reshape(rows, classes)
 
 
 def _check(dataset: Dataset, test_share: float, valid_share: float, trial_samples: int) -> None:
@@ -171,22 +180,39 @@ def _stratified(classes: Tensor, count: int, key: Tensor) -> Tensor:
     return order[rank < quota[classes[order]]].sort().values
 
 
-def _check_parts(parts: list[Tensor], samples: int, clients: int | None, partition: str) -> None:
+def _check_parts(parts: Parts, samples: int, clients: int | None, partition: str, *, shared: bool) -> None:
     """What every partition promises; a user's own may break it."""
     where = "data.partition.name"
-    if not parts or (clients is not None and len(parts) != clients):
-        raise ConfigError(where, f"'{partition}' gave {len(parts)} clients, data.clients is {clients}")
-    empty = [i for i, part in enumerate(parts) if not len(part)]
-    if empty:
-        listing = ", ".join(f"client {i}" for i in empty[:5]) + (" and more" if len(empty) > 5 else "")
+    if not isinstance(parts, Parts):
+        raise ConfigError(
+            where, f"'{partition}' has to give fedopt.data.Parts(index, sizes), {type(parts).__name__} was given"
+        )
+    index, sizes = parts
+    if not len(sizes) or (clients is not None and len(sizes) != clients):
+        raise ConfigError(where, f"'{partition}' gave {len(sizes)} clients, data.clients is {clients}")
+    empty = torch.nonzero(sizes <= 0).flatten()
+    if len(empty):
+        listing = ", ".join(f"client {i}" for i in empty[:5].tolist()) + (" and more" if len(empty) > 5 else "")
         raise ConfigError(
             where, f"'{partition}' left {listing} without samples; lower data.clients or change its options"
         )
-    index = torch.cat(parts)
+    if int(sizes.sum()) != len(index):
+        raise ConfigError(where, f"'{partition}' gave {len(index)} samples and sizes that add up to {int(sizes.sum())}")
     if index.dtype != torch.int64 or int(index.min()) < 0 or int(index.max()) >= samples:
         raise ConfigError(where, f"'{partition}' has to give int64 indices below {samples}")
-    if int(torch.bincount(index).max()) > 1:
+    if not shared and int(torch.bincount(index).max()) > 1:
         raise ConfigError(where, f"'{partition}' gave a sample to two clients")
+
+
+def _ranks(sizes: Tensor, random: Tensor) -> Tensor:
+    """The rank of each sample in a random order of its client's samples; `sizes [n]`, a word for each sample."""
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    # by random word, then stably by client
+    shuffled = torch.argsort(random, stable=True)
+    order = shuffled[torch.argsort(owner[shuffled], stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    return rank
 
 
 def _client_splits(
@@ -201,11 +227,12 @@ def _client_splits(
         return {"train": shards(index, sizes)}
     share = torch.round(valid_share * sizes.to(torch.float64)).to(torch.int64)
     valid = torch.minimum(share.clamp_min(1), sizes - 1)  # a client with one sample trains on it
-    # ranks in a random order within each client: sort by random word, then stably by client
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    shuffled = torch.argsort(bits(key, len(index)), stable=True)
-    order = shuffled[torch.argsort(owner[shuffled], stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(index)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    chosen = rank < valid[owner]
+    last = sizes.cumsum(0) - 1
+    chosen = torch.empty(len(index), dtype=torch.bool)
+    # some whole clients at a time, so that a large population needs little memory beside its result
+    for some in torch.arange(len(sizes)).split(torch.unique_consecutive(last // CELLS, return_counts=True)[1].tolist()):
+        held = slice(int(last[some[0]] - sizes[some[0]]) + 1, int(last[some[-1]]) + 1)
+        chosen[held] = _ranks(sizes[some], words(key, held.start, held.stop)) < torch.repeat_interleave(
+            valid[some], sizes[some]
+        )
     return {"train": shards(index[~chosen], sizes - valid), "valid": shards(index[chosen], valid)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -34,6 +36,26 @@ class Dataset(NamedTuple):
     """Number of different tokens where x holds token ids."""
 
 
+class Parts(NamedTuple):
+    """What a partition gives: the samples of all clients one after another, `index [S']`, and `sizes [N]`, both int64.
+
+    Client i holds the `sizes[i]` entries of `index` that follow those of the clients before him.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Tensor]) -> Parts:
+        """From the samples of each client."""
+        return cls(torch.cat(list(samples)), torch.tensor([len(own) for own in samples], dtype=torch.int64))
+
+    def each(self) -> tuple[Tensor, ...]:
+        """The samples of each client: a tensor per client, so for few clients."""
+        parts: tuple[Tensor, ...] = self.index.split(self.sizes.tolist())
+        return parts
+
+
 class Shards(NamedTuple):
     """One split of all clients' data without a copy per client.
 
@@ -56,14 +78,21 @@ class Shards(NamedTuple):
         """Samples per client `[N]`."""
         return self.offsets[1:] - self.offsets[:-1]
 
+    def held(self, clients: Tensor) -> Tensor:
+        """Samples of these clients `[n]`; costs nothing for the others."""
+        return self.offsets[clients + 1] - self.offsets[clients]
+
 
 class Federation(NamedTuple):
-    """Everybody's data: the clients' splits by name (`train`, `valid`), the server's splits (`test`, `trial`)."""
+    """Everybody's data: the clients' splits by name (`train`, `valid`), the server's splits (`test`, `trial`).
+
+    `client_names` are those of natural owners; empty where clients have a number and no more.
+    """
 
     splits: dict[str, Shards]
     server: dict[str, Split]
     class_names: tuple[str, ...]
-    client_names: tuple[str, ...]
+    client_names: tuple[str, ...] = ()
     task: str = "classification"
     vocabulary: int | None = None
 
@@ -79,3 +108,7 @@ class Federation(NamedTuple):
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    def name(self, client: int) -> str:
+        """What people call a client: his owner's name, or `client 7`."""
+        return self.client_names[client] if self.client_names else f"client {client}"

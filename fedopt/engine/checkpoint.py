@@ -2,6 +2,10 @@
 
 A checkpoint is a folder `<exchange>/` of `state.json` (structure and numbers), `state.safetensors` (tensors) and
 `memory.safetensors` (the clients' memory). It is written under a temporary name, flushed to disk and renamed.
+
+A large memory is stored in pieces instead, `memory/<sha256>.safetensors`: rows by client, of which a later piece
+replaces those of an earlier one. A piece never changes. `state.json` names the pieces of its checkpoint, and so those
+of the next need not be written again; a piece is deleted when no checkpoint names it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +27,51 @@ from torch import Tensor
 from fedopt.types import FedoptError, Named, State
 
 _TENSORS = ("state.safetensors", "memory.safetensors")
+_PIECES = "memory"
 
 
 class CheckpointError(FedoptError):
     """A checkpoint could not be written or read."""
+
+
+class Pieces(NamedTuple):
+    """A memory in pieces below a folder of checkpoints, by their names in the order in which they were written."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def read(self) -> Iterator[Named]:
+        """The pieces, one at a time. Raises CheckpointError for one that is missing or damaged."""
+        for name in self.names:
+            path = _piece(self.folder, name)
+            try:
+                yield load(_verified(path, name))
+            except (OSError, ValueError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{path}, which a checkpoint needs, cannot be read ({error}); remove that checkpoint to go on from"
+                    " an older one"
+                ) from error
+
+
+def write_pieces(folder: Path, pieces: Iterable[Named]) -> list[str]:
+    """Write pieces of a memory below a folder of checkpoints; their names. Raises CheckpointError, losing nothing."""
+    names = []
+    draft = folder / _PIECES / ".draft"
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        for piece in pieces:
+            content = save(_contiguous(piece))
+            names.append(hashlib.sha256(content).hexdigest())
+            path = _piece(folder, names[-1])
+            if not path.exists():
+                _write(draft, content)
+                draft.rename(path)
+        _flush_folder(draft.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise CheckpointError(f"could not write the clients' memory to {draft.parent}: {error}") from error
+    return names
 
 
 class Checkpoint(NamedTuple):
@@ -33,7 +79,7 @@ class Checkpoint(NamedTuple):
 
     exchanges: int
     state: State
-    memory: Named
+    memory: Named | Pieces
     run: dict[str, Any]
 
 
@@ -43,7 +89,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     draft, aside = folder / f".{target.name}.draft", folder / f".{target.name}.old"
     tensors: Named = {}
     tree = _encode(checkpoint.state, tensors)
-    contents = (_contiguous(tensors), _contiguous(checkpoint.memory))
+    memory = checkpoint.memory
+    contents = (_contiguous(tensors), {} if isinstance(memory, Pieces) else _contiguous(memory))
     files = {name: save(content) for name, content in zip(_TENSORS, contents, strict=True)}
     document = {
         "exchanges": checkpoint.exchanges,
@@ -51,6 +98,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         "run": checkpoint.run,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
+    if isinstance(memory, Pieces):
+        document["pieces"] = list(memory.names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".*"):  # of a run that was killed in here
@@ -75,6 +124,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
     for old in _all(folder)[:-keep]:
         with contextlib.suppress(OSError):  # renamed first, for half a folder is no checkpoint
             shutil.rmtree(old.rename(folder / f".{old.name}.old"), ignore_errors=True)
+    with contextlib.suppress(OSError, ValueError):
+        _drop_pieces(folder)
     return target
 
 
@@ -88,13 +139,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder. Values only: nothing in it is executed."""
     try:
         document = json.loads((path / "state.json").read_text())
-        tensors, memory = (load(_verified(path / name, document["sha256"][name])) for name in _TENSORS)
+        tensors, whole = (load(_verified(path / name, document["sha256"][name])) for name in _TENSORS)
         state = _decode(document["state"], tensors)
+        memory = Pieces(path.parent, tuple(document["pieces"])) if "pieces" in document else whole
         return Checkpoint(int(document["exchanges"]), state, memory, document["run"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({error}); remove it to go on from an older one"
         ) from error
+
+
+def _piece(folder: Path, name: str) -> Path:
+    return folder / _PIECES / f"{name}.safetensors"
+
+
+def _drop_pieces(folder: Path) -> None:
+    """Delete the pieces that no checkpoint names, and those that were cut off in the middle."""
+    found = list((folder / _PIECES).glob("*"))
+    if not found:
+        return
+    documents = [json.loads((path / "state.json").read_text()) for path in _all(folder)]
+    needed = {_piece(folder, name) for document in documents for name in document.get("pieces", ())}
+    for path in found:
+        if path not in needed:
+            path.unlink()
 
 
 def _verified(path: Path, digest: str) -> bytes:

@@ -17,15 +17,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedopt.data import counts
+from fedopt.data import Shards, counts
 from fedopt.engine.adversary import Adversary
 from fedopt.engine.loop import Step
 from fedopt.problem import Problem
 from fedopt.types import Codec, FedoptError, Named
 
 FSYNC_SECONDS = 1.0
+
+LISTED = 10_000
+"""Up to so many clients, partition.json lists every one of them."""
+SHOWN = 1_000
+"""How many it lists of a larger population, evenly spaced."""
+ATTACKERS_SHOWN = 100
+"""About how many attackers it lists besides."""
 
 
 class RecordError(FedoptError):
@@ -76,18 +84,49 @@ def size(value: Tensor, codec: Codec) -> int:
 
 
 def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]:
-    """partition.json: class names, and per client its name, sizes and label counts."""
-    data = problem.data
-    labels = counts(data).tolist()
-    train = data.splits["train"].sizes.tolist()
-    valid = data.splits["valid"].sizes.tolist() if "valid" in data.splits else [0] * data.clients
+    """partition.json: class names, and per client its name, sizes and label counts.
+
+    Of more than `LISTED` clients, `SHOWN` evenly spaced ones are listed, and `population` sums up all of them: how many
+    they are, the spread of their sizes and the samples of each class.
+    """
+    data, attackers = problem.data, adversary.clients
+    ids = torch.arange(data.clients)
+    if data.clients > LISTED:
+        some = attackers[:: max(1, attackers.numel() // ATTACKERS_SHOWN)]
+        ids = torch.unique(torch.cat([_evenly(data.clients, SHOWN), some]))
+    labels = counts(data, clients=ids)
+    train = data.splits["train"].held(ids).tolist()
+    valid = data.splits["valid"].held(ids).tolist() if "valid" in data.splits else [0] * len(ids)
     clients = [
-        {"client": i, "name": data.client_names[i], "train": train[i], "valid": valid[i], "labels": labels[i]}
-        for i in range(data.clients)
+        {"client": i, "name": data.name(i), "train": t, "valid": v, "labels": held}
+        for i, t, v, held in zip(ids.tolist(), train, valid, labels.tolist(), strict=True)
     ]
-    server = {name: int(split.y.shape[0]) for name, split in data.server.items()}
-    names = list(data.class_names) if labels and len(labels[0]) == len(data.class_names) else ["samples"]
-    return {"class_names": names, "clients": clients, "attackers": adversary.clients.tolist(), "server": server}
+    described: dict[str, Any] = {
+        "class_names": list(data.class_names) if labels.shape[1] == len(data.class_names) else ["samples"],
+        "clients": clients,
+        "attackers": attackers.tolist(),
+        "server": {name: int(split.y.shape[0]) for name, split in data.server.items()},
+    }
+    if data.clients > LISTED:
+        described["population"] = {"clients": data.clients} | {
+            name: _summary(split, labels.shape[1]) for name, split in data.splits.items()
+        }
+    return described
+
+
+def _evenly(n: int, count: int) -> Tensor:
+    """`count` of 0 ... n-1, evenly spaced, with the first and the last."""
+    return torch.arange(count) * (n - 1) // (count - 1)
+
+
+def _summary(split: Shards, classes: int) -> dict[str, Any]:
+    """Samples in all and of each class, and quantiles of sizes (the least that so large a share does not exceed)."""
+    sizes = split.sizes
+    ordered = sizes.sort().values
+    quantiles = {"least": 0.0, "p10": 0.1, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "most": 1.0}
+    found = {name: int(ordered[max(math.ceil(q * len(sizes)) - 1, 0)]) for name, q in quantiles.items()}
+    labels = torch.bincount(split.y, minlength=classes).tolist() if classes > 1 else [len(split.y)]
+    return {"samples": len(split.y), **found, "labels": labels}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -85,7 +85,8 @@ def run_client(problem: Problem, programs: Programs, exchange: Exchange, cohort:
     try:
         # what a module draws from torch's own generator is the client's too
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(keys.to_seed(keys.fold(client.key, "torch")))
+            # not torch.manual_seed, which looks for every accelerator at each call
+            torch.default_generator.manual_seed(keys.to_seed(keys.fold(client.key, "torch")))
             carry = program.start(client)
             batches = walk(problem, exchange, cohort)
             for step in range(int(batches.steps[0]) if batches is not None else 0):

@@ -61,7 +61,7 @@ class uniform:
         """`count` different ids out of `pool [p]`, increasing `[count]`."""
         p = pool.numel()
         _check(count, p)
-        return pool[keys.permutation(key, p)[:count]].sort().values
+        return pool[keys.sample(key, p, count)].sort().values
 
     def observe(self, state: State, replies: Replies) -> State:
         """Nothing is learnt from the answers."""

@@ -34,9 +34,16 @@ def pieces(n: int, limit: int) -> list[range]:
 
 
 def listed(record: RunRecord) -> list[dict[str, Any]]:
-    """The clients that partition.json describes."""
+    """The clients that partition.json describes: all of them, or some of a large population."""
     found = record.partition.get("clients")
     return [c for c in found if isinstance(c, dict) and "client" in c] if isinstance(found, list) else []
+
+
+def population(record: RunRecord) -> int:
+    """How many clients the federation has."""
+    found = record.partition.get("population")
+    told = run.number(found.get("clients")) if isinstance(found, Mapping) else None
+    return len(listed(record)) if told is None else int(told)
 
 
 def _name(client: Mapping[str, Any]) -> str:
@@ -52,9 +59,13 @@ def _train(client: Mapping[str, Any]) -> int:
     return int(run.number(client.get("train")) or 0)
 
 
-def sizes(record: RunRecord) -> list[int]:
-    """Training samples of every client."""
-    return [_train(c) for c in listed(record)]
+def sizes(record: RunRecord) -> dict[str, list[int]]:
+    """How many of the clients listed have how many training samples."""
+    return _tally(Counter(_train(c) for c in listed(record)))
+
+
+def _tally(found: Mapping[int, int]) -> dict[str, list[int]]:
+    return {"values": sorted(found), "clients": [found[value] for value in sorted(found)]}
 
 
 def partition(record: RunRecord) -> dict[str, Any] | None:
@@ -99,10 +110,12 @@ def _refused(record: RunRecord) -> list[tuple[int, int, str]]:
     ]
 
 
-def times(record: RunRecord) -> list[int]:
-    """Accepted answers of every client."""
+def times(record: RunRecord) -> dict[str, list[int]]:
+    """How many clients of the whole population were accepted how often."""
     accepted = _accepted(record)
-    return [accepted[c["client"]] for c in listed(record)]
+    found = Counter(accepted.values())
+    found[0] = max(population(record) - len(accepted), 0)
+    return _tally(found)
 
 
 def participation(record: RunRecord) -> dict[str, Any] | None:
@@ -135,7 +148,7 @@ def participation(record: RunRecord) -> dict[str, Any] | None:
 
 
 def table(record: RunRecord) -> dict[str, Any] | None:
-    """The table of clients."""
+    """The table of clients: those listed, then the others that were heard of."""
     clients = listed(record)
     if not clients:
         return None
@@ -145,16 +158,18 @@ def table(record: RunRecord) -> dict[str, Any] | None:
         losses.update(zip(line.get("clients") or (), map(run.number, line.get("client_loss") or ()), strict=False))
     attackers = attacking(record)
     classes = len(record.partition.get("class_names") or ())
+    heard = {*accepted, *refused} - {client["client"] for client in clients}
+    clients = [*clients, *({"client": i} for i in sorted(heard))][:ROWS]
     rows = []
-    for client in clients[:ROWS]:
+    for client in clients:
         i = client["client"]
         held = sum(1 for k in client.get("labels") or () if k)
         loss = losses.get(i)
         rows.append(
             [
                 [i, _name(client)],
-                [_train(client), units.count(_train(client))],
-                [held, f"{held} of {classes}"] if classes else None,
+                [_train(client), units.count(_train(client))] if "train" in client else None,
+                [held, f"{held} of {classes}"] if classes and "labels" in client else None,
                 accepted[i] + refused[i],
                 accepted[i],
                 refused[i],
@@ -176,7 +191,7 @@ def table(record: RunRecord) -> dict[str, Any] | None:
     return {
         "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads[:width]],
         "rows": [row[:width] for row in rows],
-        "marked": [k for k, client in enumerate(clients[:ROWS]) if client["client"] in attackers],
+        "marked": [k for k, client in enumerate(clients) if client["client"] in attackers],
     }
 
 

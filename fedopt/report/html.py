@@ -35,6 +35,7 @@ def page(record: RunRecord, toml: str) -> str:
 def _data(record: RunRecord) -> dict[str, Any]:
     order = {str(name): i for i, name in enumerate(record.partition.get("class_names") or ())}
     recalls = sorted(run.fields(record, "recall"), key=lambda name: order.get(name, len(order)))
+    many = people.population(record) > people.CLIENTS_DRAWN
     return {
         "accuracy": curves(record, ["accuracy", "client_eval.score", "g_mean", "macro_f1"], share=True),
         "loss": curves(record, ["loss", "train_loss", "client_eval.loss"]),
@@ -44,9 +45,9 @@ def _data(record: RunRecord) -> dict[str, Any]:
         "phases": _phases(record),
         "traffic": _traffic(record),
         "partition": people.partition(record),
-        "sizes": people.sizes(record) if len(people.listed(record)) > people.CLIENTS_DRAWN else None,
-        "participation": people.participation(record) if len(people.listed(record)) <= people.CLIENTS_DRAWN else None,
-        "times": people.times(record) if len(people.listed(record)) > people.CLIENTS_DRAWN else None,
+        "sizes": people.sizes(record) if many else None,
+        "participation": None if many else people.participation(record),
+        "times": people.times(record) if many else None,
         "clients": people.table(record),
         "rejections": people.rejections(record),
     }
@@ -188,7 +189,7 @@ def _cost_section(record: RunRecord, data: Mapping[str, Any]) -> str:
 
 
 def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
-    everybody = len(people.listed(record))
+    everybody, listed = people.population(record), len(people.listed(record))
     cards = []
     if "partition" in data:
         drawn = data["partition"]
@@ -196,7 +197,8 @@ def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
         note = "" if drawn["every"] else f"{note}, and attackers."
         cards.append(_plot("partition", "Who holds what", note, "wide" + ("" if drawn["bars"] else " tall")))
     if "sizes" in data:
-        cards.append(_plot("sizes", "Sizes"))
+        note = f"{units.count(listed)} of {units.count(everybody)} clients, evenly spaced, and attackers."
+        cards.append(_plot("sizes", "Sizes", note if listed < everybody else ""))
     if "times" in data:
         cards.append(_plot("participation", "Participation"))
     if "participation" in data:
@@ -205,8 +207,10 @@ def _clients_section(record: RunRecord, data: Mapping[str, Any]) -> str:
     if "clients" in data:
         sums = run.totals(record)
         notes = []
-        if everybody > people.ROWS:
-            notes.append(f"The table holds the first {units.count(people.ROWS)} of {units.count(everybody)} clients.")
+        shown = len(data["clients"]["rows"])
+        if shown < everybody:
+            which = "the first" if listed == everybody else "some, and those that took part:"
+            notes.append(f"The table holds {which} {units.count(shown)} of {units.count(everybody)} clients.")
         silent = sums.asked - sums.updates - sums.rejected
         if silent > 0:
             verb = "was" if silent == 1 else "were"
@@ -241,7 +245,7 @@ def _named(record: RunRecord, section: str) -> str:
 
 def sentence(record: RunRecord) -> str:
     """What ran, in one sentence."""
-    sums, clients, attackers = run.totals(record), len(people.listed(record)), len(people.attacking(record))
+    sums, clients, attackers = run.totals(record), people.population(record), len(people.attacking(record))
     planned = record.info.get("rounds")
     words = [str(record.info.get("strategy") or _named(record, "strategy") or "A strategy")]
     if rule := _named(record, "aggregator"):
@@ -254,7 +258,10 @@ def sentence(record: RunRecord) -> str:
         words.append(f"on {data}")
     if clients:
         word = "attacker" if attackers == 1 else "attackers"
-        words.append(f"over {units.count(clients)} clients" + (f", {attackers} of them {word}," if attackers else ""))
+        words.append(
+            f"over {units.count(clients)} clients"
+            + (f", {units.count(attackers)} of them {word}," if attackers else "")
+        )
     if (compression := _named(record, "compression")) not in ("", "none"):
         words.append(f"with {compression} compression")
     words.append(f"for {units.count(sums.rounds)}" + (f" of {units.count(planned)}" if planned else "") + " rounds")

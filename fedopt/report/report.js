@@ -117,9 +117,15 @@ if (held) {
   });
 }
 
-function histogram(id, values, title) {
+// found.clients[i] clients have the whole number found.values[i], which increase with i
+function histogram(id, found, title) {
+  const low = found.values[0], high = found.values.at(-1);
+  const xbins = { start: low - 0.5, end: high + 0.5, size: Math.ceil((high - low + 1) / 40) };
   draw(id, () => ({
-    data: [{ type: "histogram", x: values, marker: { color: colour(0) }, hovertemplate: "%{x}: %{y:,} clients<extra></extra>" }],
+    data: [{
+      type: "histogram", histfunc: "sum", x: found.values, y: found.clients, xbins, marker: { color: colour(0) },
+      hovertemplate: "%{x}: %{y:,} clients<extra></extra>",
+    }],
     layout: {
       showlegend: false, bargap: 0.05, hovermode: "closest",
       xaxis: { title: { text: title, standoff: 8 }, showgrid: false }, yaxis: { title: { text: "clients", standoff: 6 } },

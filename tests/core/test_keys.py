@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,12 @@ def test_bits_are_the_hash_of_a_counter(seed: int, n: int) -> None:
     start = splitmix_finaliser((int(key) + 0x9E3779B97F4A7C15) & MASK)
     wanted = [signed(splitmix_finaliser((start + i * 0x9E3779B97F4A7C15) & MASK)) for i in range(1, n + 1)]
     assert keys.bits(key, n).tolist() == wanted
+
+
+def test_words_are_a_piece_of_the_bits() -> None:
+    key = keys.root(3)
+    for start, stop in ((0, 9), (4, 7), (9, 9)):
+        assert keys.words(key, start, stop).tolist() == keys.bits(key, 9)[start:stop].tolist()
 
 
 def test_fold_depends_on_every_part_and_on_their_order() -> None:
@@ -90,6 +97,59 @@ def test_rows_of_permutations_are_the_permutations(sizes: list[int], extra: int)
     for i, size in enumerate(sizes):
         assert rows[i, :size].tolist() == keys.permutation(many[i], size).tolist()
         assert sorted(rows[i, size:].tolist()) == list(range(size, max(sizes) + extra))
+
+
+def first_different(key: int, population: int, count: int) -> list[int]:
+    """One word of the published hash after another, until so many different values have come."""
+    start = splitmix_finaliser((key + 0x9E3779B97F4A7C15) & MASK)
+    seen: dict[int, None] = {}  # in the order of arrival
+    i = 0
+    while len(seen) < count:
+        i += 1
+        seen[(splitmix_finaliser((start + i * 0x9E3779B97F4A7C15) & MASK) & (MASK >> 1)) % population] = None
+    return list(seen)
+
+
+@given(st.integers(0, 2**62), st.integers(1, 40), st.integers(0, 40))
+def test_rows_of_samples_are_the_first_different_values(seed: int, population: int, count: int) -> None:
+    count = min(count, population)
+    many = keys.fold(keys.root(seed), torch.arange(5))
+    rows = keys.samples(many, population, count)
+    assert rows.shape == (5, count) and rows.dtype == torch.int64
+    for key, row in zip(many.tolist(), rows.tolist(), strict=True):
+        assert row == first_different(key, population, count)
+
+
+def test_a_sample_is_the_front_of_a_permutation_or_of_a_sequence() -> None:
+    key = keys.root(4)
+    for population, count in ((5, 5), (100, 3), (keys.SMALL, 1), (50_000, 7_000)):
+        assert keys.sample(key, population, count).tolist() == keys.permutation(key, population)[:count].tolist()
+    for population, count in ((50_000, 6_000), (10**6, 1000), (10**12, 3), (10**6, 0)):
+        got = keys.sample(key, population, count)
+        assert got.tolist() == first_different(int(key), population, count)
+
+
+def test_every_ordered_sample_is_equally_likely() -> None:
+    rows = keys.samples(keys.fold(keys.root(7), torch.arange(12_000)), 5, 3)
+    counts: dict[tuple[int, ...], int] = {}
+    for row in rows.tolist():
+        counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+    assert len(counts) == 5 * 4 * 3
+    assert stats.chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_a_sample_of_a_large_population_is_uniform() -> None:
+    drawn = torch.cat([keys.sample(keys.fold(keys.root(8), i), 10_000, 100) for i in range(300)])
+    assert stats.chisquare(torch.bincount(drawn // 100, minlength=100).numpy()).pvalue > 0.01
+
+
+def test_the_population_costs_a_sample_nothing() -> None:
+    key = keys.root(1)
+    keys.sample(key, 10**15, 1000)  # a list of it would be 8 PB
+    for wrong in (-1, 11):
+        for draw in (lambda n: keys.sample(key, 10, n), lambda n: keys.samples(key[None], 10, n)):
+            with pytest.raises(ValueError, match=f"{wrong} different integers were asked for, there are 10"):
+                draw(wrong)
 
 
 def test_to_seed_is_a_seed() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedopt.data import Dataset, Federation, Split, counts, federate, pool, relabel
+from fedopt.data import Dataset, Federation, Parts, Split, _federate, counts, federate, pool, relabel
 from fedopt.keys import root, uniform
 from fedopt.registry import ConfigError
 from fedopt.types import FedoptError
@@ -59,7 +59,8 @@ def test_every_sample_is_in_one_place_with_its_label(valid: float, trial: int) -
         assert all(data.y[int(i)] == label for i, label in zip(x, y, strict=True))
     assert set(got.splits) == ({"train", "valid"} if valid else {"train"})
     assert set(got.server) == ({"test", "trial"} if trial else {"test"})
-    assert got.client_names == tuple(f"client {i}" for i in range(7)) and got.inputs == (1,) and got.classes == 4
+    assert [got.name(i) for i in range(7)] == [f"client {i}" for i in range(7)]
+    assert got.inputs == (1,) and got.classes == 4
     assert got.splits["train"].x is data.x  # no copy per client
 
 
@@ -113,14 +114,49 @@ def test_valid_sizes_by_loops() -> None:
     assert largest not in (list(range(66, 72)), list(range(72, 78)))
 
 
+def test_valid_samples_are_the_same_however_many_are_split_off_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = torch.tensor([g for g in range(12) for _ in range(g + 1)])
+    data = dataset(len(groups), groups=groups, group_names=tuple(f"owner {g}" for g in range(12)))
+    wanted = federate(data, clients=None, partition="natural", valid_share=0.4, key=KEY)
+    for cells in (1, 5, 30):
+        monkeypatch.setattr(_federate, "CELLS", cells)
+        got = federate(data, clients=None, partition="natural", valid_share=0.4, key=KEY)
+        for split in ("train", "valid"):
+            for a, b in zip(got.splits[split], wanted.splits[split], strict=True):
+                assert a.equal(b)
+
+
+def test_samples_may_be_shared_where_the_partition_says_so() -> None:
+    data = dataset()
+    options = {"samples": 30}
+    got = federate(data, clients=50, partition="sampled", partition_options=options, valid_share=0.2, key=KEY)
+    tested = {int(i) for i in got.server["test"].x}
+    union = set()
+    for client in range(50):
+        own = [*held(got, "train", client), *held(got, "valid", client)]
+        assert len(held(got, "train", client)) == 24 and len({sample for sample, _ in own}) == 30
+        assert all(label == data.y[sample] for sample, label in own)
+        union |= {sample for sample, _ in own}
+    assert union <= set(range(400)) - tested and len(union) > 300
+    assert pool(got).splits["train"].sizes.tolist() == [50 * 24]
+
+
+def test_sizes_of_some_clients_by_loops() -> None:
+    train = federate(dataset(), clients=6, partition="dirichlet", key=KEY).splits["train"]
+    some = torch.tensor([4, 0, 5])
+    assert train.held(some).tolist() == [int(train.offsets[c + 1] - train.offsets[c]) for c in some.tolist()]
+
+
 def test_natural_clients_have_the_names_of_their_owners() -> None:
     groups = torch.arange(400) % 5
     data = dataset(groups=groups, group_names=("ann", "ben", "cid", "dan", "eve"))
     got = federate(data, clients=3, partition="natural", valid_share=0.2, key=KEY)
-    for client, name in enumerate(got.client_names):
+    assert len(got.client_names) == 3
+    for client in range(3):
+        name = got.name(client)
         for sample, _ in held(got, "train", client) + held(got, "valid", client):
             assert data.group_names[sample % 5] == name
-    assert federate(data, clients=5, key=KEY).client_names[0] == "client 0"
+    assert federate(data, clients=5, key=KEY).name(0) == "client 0"
 
 
 def test_the_key_alone_decides() -> None:
@@ -146,7 +182,7 @@ def test_ten_thousand_clients_within_two_seconds() -> None:
         start = time.perf_counter()
         got = federate(data, clients=10_000, partition=partition, partition_options=options, valid_share=0.2, key=KEY)
         assert time.perf_counter() - start < 2.0
-        assert got.clients == len(got.client_names) == 10_000
+        assert got.clients == 10_000 and got.name(9_999) == "client 9999"
         assert int(got.splits["train"].sizes.min()) >= 1
 
 
@@ -167,7 +203,7 @@ def test_counts_by_loops() -> None:
 def test_pool() -> None:
     got = federate(dataset(), clients=6, valid_share=0.3, key=KEY)
     one = pool(got)
-    assert one.clients == 1 and one.client_names == ("all clients",) and one.server is got.server
+    assert one.clients == 1 and one.name(0) == "all clients" and one.server is got.server
     for split in ("train", "valid"):
         assert held(one, split, 0) == [pair for client in range(6) for pair in held(got, split, client)]
 
@@ -229,8 +265,8 @@ def test_a_source_that_contradicts_itself_is_an_error() -> None:
 def test_a_partition_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_partitions")
 
-    def halves(labels: Tensor, groups: Tensor | None, clients: int | None, key: Tensor, *, first: int) -> list[Tensor]:
-        return [torch.arange(first), torch.arange(first, len(labels))]
+    def halves(labels: Tensor, groups: Tensor | None, clients: int | None, key: Tensor, *, first: int) -> Parts:
+        return Parts.of([torch.arange(first), torch.arange(first, len(labels))])
 
     module.halves = halves  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_partitions", module)
@@ -238,12 +274,17 @@ def test_a_partition_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         dataset(), clients=2, partition="my_partitions:halves", partition_options={"first": 50}, test_share=0.0, key=KEY
     )
     assert [sample for sample, _ in held(got, "train", 0)] == list(range(50))
+    three = torch.arange(3)
     for broken, said in (
-        ([torch.arange(3)], "gave 1 clients, data.clients is 2"),
-        ([torch.arange(3), torch.arange(0)], "left client 1 without samples"),
-        ([torch.arange(3), torch.arange(2, 5)], "gave a sample to two clients"),
-        ([torch.arange(3), torch.tensor([400])], "int64 indices below 400"),
-        ([torch.arange(3), torch.tensor([-1])], "int64 indices below 400"),
+        (Parts.of([three]), "gave 1 clients, data.clients is 2"),
+        (Parts.of([three, torch.arange(0)]), "left client 1 without samples"),
+        (Parts.of([three, torch.arange(2, 5)]), "gave a sample to two clients"),
+        (Parts.of([three, torch.tensor([400])]), "int64 indices below 400"),
+        (Parts.of([three, torch.tensor([-1])]), "int64 indices below 400"),
+        (Parts(three, torch.tensor([3, 1])), "gave 3 samples and sizes that add up to 4"),
+        (Parts(three.int(), torch.tensor([1, 2])), "int64 indices below 400"),
+        (Parts(three, torch.tensor([4, -1])), "left client 1 without samples"),
+        ([three, three + 3], r"has to give fedopt\.data\.Parts\(index, sizes\), list was given"),
     ):
         module.broken = lambda *_, parts=broken: parts  # type: ignore[attr-defined]
         with pytest.raises(ConfigError, match=rf"data\.partition\.name: .*{said}"):

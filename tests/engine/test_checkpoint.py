@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from fedopt.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest, save_checkpoint
+from fedopt.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Pieces,
+    load_checkpoint,
+    newest,
+    save_checkpoint,
+    write_pieces,
+)
 
 
 class Inner(NamedTuple):
@@ -98,3 +106,59 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     (path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name} is damaged"):
         load_checkpoint(path)
+
+
+def piece(client: int) -> dict[str, torch.Tensor]:
+    return {"clients": torch.tensor([client]), "row.m": torch.full((1, 3), float(client))}
+
+
+def present(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "memory").iterdir()}
+
+
+def test_pieces_stay_as_long_as_a_checkpoint_names_them(tmp_path: Path) -> None:
+    kept: dict[int, tuple[int, ...]] = {1: (0, 1), 2: (0, 1, 2), 3: (3,), 5: (3, 4, 3)}
+    wanted = {1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 2, 3}, 5: {3, 4}}
+    names: dict[int, str] = {}
+    for number, held in kept.items():
+        for i, name in zip(held, write_pieces(tmp_path, map(piece, held)), strict=True):
+            assert names.setdefault(i, name) == name  # the same content has the same name
+        litter = tmp_path / "memory" / ".draft"
+        litter.write_bytes(b"of a run that was killed")
+        memory = Pieces(tmp_path, tuple(names[i] for i in held))
+        save_checkpoint(tmp_path, Checkpoint(number, state(), memory, {}), keep=2)
+        assert present(tmp_path) == {names[i] for i in wanted[number]}
+    back = load_checkpoint(tmp_path / "00000005")
+    assert isinstance(back.memory, Pieces)
+    assert [int(found["clients"]) for found in back.memory.read()] == [3, 4, 3]
+    save_checkpoint(tmp_path, Checkpoint(6, state(), {}, {}), keep=1)
+    assert present(tmp_path) == set()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_piece_is_noticed(tmp_path: Path, damage: str) -> None:
+    name = write_pieces(tmp_path, [piece(1)])[0]
+    path = tmp_path / "memory" / f"{name}.safetensors"
+    if damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}.*which a checkpoint needs, cannot be read .*an older one"):
+        list(Pieces(tmp_path, (name,)).read())
+
+
+def test_pieces_are_left_alone_where_a_checkpoint_cannot_be_read(tmp_path: Path) -> None:
+    (first,) = write_pieces(tmp_path, [piece(1)])
+    save_checkpoint(tmp_path, Checkpoint(1, state(), Pieces(tmp_path, (first,)), {}))
+    (tmp_path / "00000001" / "state.json").write_text("{")
+    (second,) = write_pieces(tmp_path, [piece(2)])
+    save_checkpoint(tmp_path, Checkpoint(2, state(), Pieces(tmp_path, (second,)), {}))
+    assert present(tmp_path) == {first, second}
+
+
+def test_a_piece_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_text("a file, where the folder should be")
+    with pytest.raises(CheckpointError, match="could not write the clients' memory"):
+        write_pieces(tmp_path, [piece(1)])

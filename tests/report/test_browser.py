@@ -313,7 +313,9 @@ def test_a_large_federation_is_drawn(browser: Browser, fake_run: Callable[..., P
     for name in ("recalls", "partition"):
         assert opened.run(f"document.querySelectorAll('#{name} .hm image').length") == 1
     for name in ("sizes", "participation"):
-        assert opened.run(f"document.querySelectorAll('#{name} .bars .point').length") > 3
+        assert opened.run(f"document.querySelectorAll('#{name} .bars .point').length") > 2
+        # the bars together are all clients, whatever the width of a bar
+        assert opened.run(f"document.getElementById('{name}').calcdata[0].reduce((sum, bar) => sum + bar.s, 0)") == 3000
     assert opened.errors == []
     assert opened.fetched == []
 

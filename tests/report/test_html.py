@@ -226,9 +226,37 @@ def test_thousands_of_clients_are_drawn_as_a_sample_with_the_attackers(fake_run:
     assert drawn["sizes"] == sorted(drawn["sizes"])
     assert sum(drawn["attackers"]) == 2
     assert [len(row) for row in drawn["values"]] == [len(drawn["names"])] * 4
-    assert len(data["sizes"]) == len(data["times"]) == 3000
+    assert sum(data["sizes"]["clients"]) == sum(data["times"]["clients"]) == 3000
+    heard: dict[int, int] = {}
+    for raw in (folder / "metrics.jsonl").read_text().splitlines():
+        for client in json.loads(raw)["clients"]:
+            heard[client] = heard.get(client, 0) + 1
+    for answers, clients in zip(data["times"]["values"], data["times"]["clients"], strict=True):
+        assert clients == (list(heard.values()).count(answers) if answers else 3000 - len(heard))
     assert "participation" not in data
     assert len(data["clients"]["rows"]) == 3000
+
+
+def test_a_population_is_shown_by_those_listed_and_those_heard_of(fake_run: Callable[..., Path]) -> None:
+    folder = fake_run(clients=3000, rounds=5)
+    partition = json.loads((folder / "partition.json").read_text())
+    partition["clients"] = partition["clients"][::10]
+    partition["population"] = {"clients": 3000}
+    (folder / "partition.json").write_text(json.dumps(partition))
+    outline = Outline(html.write(folder).read_text(encoding="utf-8"))
+    data = embedded(html.write(folder).read_text(encoding="utf-8"))
+    lines = [json.loads(raw) for raw in (folder / "metrics.jsonl").read_text().splitlines()]
+    heard = {client for line in lines for client in line["clients"]}
+    assert "over 3\u202f000 clients, 2 of them attackers" in outline.text
+    assert sum(data["sizes"]["clients"]) == 300 and "300 of 3\u202f000 clients, evenly spaced" in outline.text
+    assert sum(data["times"]["clients"]) == 3000
+    assert "participation" not in data
+    rows = data["clients"]["rows"]
+    unlisted = sorted(client for client in heard if client % 10)
+    assert [row[0][0] for row in rows] == [*range(0, 3000, 10), *unlisted]
+    assert all(row[1] is None and row[2] is None and row[4] >= 1 for row in rows[300:])
+    assert f"The table holds some, and those that took part: {len(rows)} of 3\u202f000 clients." in outline.text
+    assert len(data["partition"]["names"]) == 200
 
 
 def test_attackers_do_not_crowd_out_the_sample(fake_run: Callable[..., Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import tomli_w
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = ("seconds", "elapsed")
@@ -125,15 +126,40 @@ def record() -> Callable[[Path], list[dict[str, Any]]]:
     return lines_of
 
 
+def memory_in_pieces(folder: Path, names: list[str]) -> dict[int, list[bytes]]:
+    """What each client keeps, of a memory that is stored in pieces; all files of it have to be needed by somebody."""
+    found: dict[int, list[bytes]] = {}
+    for name in names:
+        piece = load_file(folder / "memory" / f"{name}.safetensors")
+        for i, client in enumerate(piece.pop("clients").tolist()):
+            found[client] = [piece[key][i].numpy().tobytes() for key in sorted(piece)]
+    return found
+
+
 @pytest.fixture
 def same() -> Callable[[Path, Path], None]:
-    """Asserts that two runs left the same final checkpoint, byte for byte, the same record and the same model."""
+    """Asserts that two runs left the same final checkpoint, byte for byte, the same record and the same model.
+
+    How a memory is cut in pieces depends on the checkpoints that were made, so these are compared by what they say.
+    """
 
     def compare(one: Path, other: Path) -> None:
-        last = [sorted((folder / "checkpoints").iterdir())[-1] for folder in (one, other)]
+        last = [sorted((folder / "checkpoints").glob("[0-9]*"))[-1] for folder in (one, other)]
         assert last[0].name == last[1].name
         files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in last]
         assert files[0].keys() == files[1].keys() == {"state.json", "state.safetensors", "memory.safetensors"}
+        documents = [json.loads(content["state.json"]) for content in files]
+        if "pieces" in documents[0]:
+            pieces = [document.pop("pieces") for document in documents]
+            memories = [memory_in_pieces(last[i].parent, pieces[i]) for i in range(2)]
+            assert memories[0] == memories[1] != {}
+            assert documents[0] == documents[1]
+            for content in files:
+                del content["state.json"]
+        for folder in (last[0].parent, last[1].parent):
+            every = [json.loads(path.read_text()) for path in folder.glob("[0-9]*/state.json")]
+            needed = {f"{name}.safetensors" for document in every for name in document.get("pieces", ())}
+            assert {path.name for path in (folder / "memory").glob("*")} == needed
         for name in files[0]:
             assert files[0][name] == files[1][name], f"{name} differs"
         lines = lines_of(one)

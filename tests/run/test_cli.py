@@ -243,23 +243,25 @@ def test_replay_repeats_a_clients_work(
     from fedopt.engine import serial, stacked
 
     sent: dict[tuple[int, int], float] = {}
-    numbers = iter(range(100))
+    seen: list[Any] = []
 
     def noting(real: Any) -> Any:
-        def collected(exchange: Any, blocks: Any) -> Any:
+        def gathered(exchange: Any, blocks: Any) -> Any:
             blocks = list(blocks)
             if exchange.program == "train":
-                number = next(numbers)
-                for where, uplinks in blocks:
+                if not seen or seen[-1] is not exchange:  # one exchange is gathered in several lanes
+                    seen.append(exchange)
+                number = len(seen) - 1
+                for _, where, uplinks in blocks:
                     for row, client in enumerate(exchange.clients[where].tolist()):
                         sent[number, client] = float(uplinks.vectors["delta"][row].norm())
             return real(exchange, blocks)
 
-        return collected
+        return gathered
 
     with monkeypatch.context() as patch:
         for module in (serial, stacked):
-            patch.setattr(module, "collect", noting(module.collect))
+            patch.setattr(module, "gather", noting(module.gather))
         config = write(small({"executor": executor, "strategy.name": strategy, "run.out": str(tmp_path / "run")}))
         assert fedopt("run", config, "-q").status == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import fedopt
+from fedopt.engine import record as engine_record
 
 Small = Callable[..., dict[str, Any]]
 Record = Callable[[Path], list[dict[str, Any]]]
@@ -165,6 +166,41 @@ def test_partition_and_run_json(small: Small, tmp_path: Path) -> None:
         "strategy", "portable",
     }  # fmt: skip
     assert (about["status"], about["parameters"], about["rounds"], about["portable"]) == ("finished", D, 1, True)
+
+
+def test_partition_of_a_large_population(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = small(
+        {
+            "attack": [{"name": "sign_flip", "clients": list(range(1, 60))}],
+            "run.rounds": 1,
+            "run.evaluate_clients_every": 0,
+            "data.clients": 331,
+            "data.partition": {"name": "quantity", "alpha": 2.0},
+        }
+    )
+    fedopt.run(document, out=tmp_path / "whole")
+    for name, number in (("LISTED", 330), ("SHOWN", 31), ("ATTACKERS_SHOWN", 5)):
+        monkeypatch.setattr(engine_record, name, number)
+    fedopt.run(document, out=tmp_path / "part")
+    whole, part = (json.loads((tmp_path / name / "partition.json").read_text()) for name in ("whole", "part"))
+    population = part.pop("population")
+    assert "population" not in whole
+    ids = [entry["client"] for entry in part["clients"]]
+    assert {*range(0, 331, 11)} <= set(ids) and ids == sorted(set(ids))
+    assert 31 + 4 <= len(ids) <= 31 + 10 and len(set(ids) & set(range(1, 60))) >= 9
+    assert part.pop("clients") == [whole["clients"][i] for i in ids]
+    everybody = whole.pop("clients")
+    assert part == whole
+    assert set(population) == {"clients", "train", "valid"} and population["clients"] == 331
+    for split in ("train", "valid"):
+        sizes = sorted(entry[split] for entry in everybody)
+        found = population[split]
+        assert found["samples"] == sum(sizes) == sum(found["labels"])
+        for name, share in (("least", 0), ("p10", 34), ("p25", 83), ("median", 166), ("p75", 249), ("p90", 298)):
+            assert found[name] == sizes[max(share - 1, 0)], name
+        assert found["most"] == sizes[-1]
+    labels = [sum(entry["labels"][c] for entry in everybody) for c in range(10)]
+    assert population["train"]["labels"] == labels
 
 
 def test_what_cannot_be_stacked_is_said(small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import pytest
 import fedopt
 from fedopt import config as configs
 from fedopt import strategies
+from fedopt.engine import memory
 from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.registry import ConfigError, facts, parameters
 
@@ -86,6 +87,31 @@ def test_resuming_again_and_again(small: Small, same: Same, tmp_path: Path) -> N
         assert result.status == "stopped" and len(result.history) == exchanges
     fedopt.resume_run(tmp_path / "part")
     same(tmp_path / "whole", tmp_path / "part")
+
+
+@pytest.mark.parametrize("stopped", [1, 4])
+def test_a_memory_in_pieces(
+    stopped: int, small: Small, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "WHOLE", 1)
+    monkeypatch.setattr(memory, "PIECE", 10_000)
+    document = small({"strategy.name": "scaffold", "run.checkpoint_every": 2})
+    fedopt.run(document, out=tmp_path / "whole")
+    fedopt.run(document, out=tmp_path / "part", callbacks=[stop_after(stopped)])
+    fedopt.resume_run(tmp_path / "part", callbacks=[stop_after(stopped + 2)])
+    fedopt.resume_run(tmp_path / "part")
+    same(tmp_path / "whole", tmp_path / "part")
+    # what was stored whole goes on in pieces, and the other way round
+    monkeypatch.setattr(memory, "WHOLE", 1 << 20)
+    fedopt.run(document, out=tmp_path / "small")
+    fedopt.run(document, out=tmp_path / "grown", callbacks=[stop_after(stopped)])
+    monkeypatch.setattr(memory, "WHOLE", 1)
+    fedopt.resume_run(tmp_path / "grown")
+    same(tmp_path / "whole", tmp_path / "grown")
+    fedopt.run(document, out=tmp_path / "shrunk", callbacks=[stop_after(stopped)])
+    monkeypatch.setattr(memory, "WHOLE", 1 << 20)
+    fedopt.resume_run(tmp_path / "shrunk")
+    same(tmp_path / "small", tmp_path / "shrunk")
 
 
 def test_resuming_a_finished_run_changes_nothing(small: Small, same: Same, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.registry import ConfigError
 
 
-def by_owner(owner: Tensor, clients: int) -> list[Tensor]:
+def by_owner(owner: Tensor, clients: int) -> Parts:
     """`owner [S]`, the client of each sample or -1 for nobody -> each client's samples, increasing."""
     order = torch.argsort(owner, stable=True)
-    sizes = torch.bincount(owner + 1, minlength=clients + 1).tolist()
-    return list(order.split(sizes))[1:]
+    sizes = torch.bincount(owner + 1, minlength=clients + 1)
+    return Parts(order[int(sizes[0]) :], sizes[1:])
 
 
 def wanted(clients: int | None, partition: str) -> int:
@@ -39,9 +40,9 @@ def class_labels(labels: Tensor, partition: str) -> Tensor:
 def check_sizes(sizes: Tensor, min_samples: int, mend: str) -> None:
     """Raise ConfigError, naming clients, unless everyone has `min_samples` and at least one sample."""
     least = max(min_samples, 1)
-    short = torch.nonzero(sizes < least).flatten().tolist()
-    if short:
-        listing = ", ".join(f"client {i} has {int(sizes[i])}" for i in short[:5])
+    short = torch.nonzero(sizes < least).flatten()
+    if len(short):
+        listing = ", ".join(f"client {i} has {int(sizes[i])}" for i in short[:5].tolist())
         more = f" and {len(short) - 5} more" if len(short) > 5 else ""
         needed = f"at least {least} per client was needed, but {listing}{more}; {mend}"
         if min_samples > 1:

@@ -9,6 +9,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import apportion, by_owner, check_sizes, class_labels, wanted
 from fedopt.keys import fold, permutation, to_seed
 from fedopt.registry import declare
@@ -27,7 +28,7 @@ def dirichlet(
     *,
     alpha: Annotated[float, pydantic.Field(gt=0)] = 0.5,
     min_samples: Annotated[int, pydantic.Field(ge=1)] = 1,
-) -> list[Tensor]:
+) -> Parts:
     """For each class c draw p_c ~ Dir(α 1_N) and give client i the share p_c,i of the samples of c.
 
     alpha: concentration; small is far from iid.

@@ -9,6 +9,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import by_owner, check_sizes, class_labels, wanted
 from fedopt.keys import fold, permutation, to_seed
 from fedopt.registry import declare
@@ -22,7 +23,7 @@ def dirichlet_equal(
     key: Tensor,
     *,
     alpha: Annotated[float, pydantic.Field(gt=0)] = 0.5,
-) -> list[Tensor]:
+) -> Parts:
     """For each client draw q ~ Dir(α p), p the shares of the classes, and fill an equal part with classes drawn from q.
 
     alpha: concentration; small is far from iid.

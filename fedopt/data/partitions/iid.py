@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import by_owner, check_sizes, wanted
 from fedopt.keys import permutation
 from fedopt.registry import declare
 
 
 @declare(reference="McMahan et al. 2017, section 3 (IID)")
-def iid(labels: Tensor, groups: Tensor | None, clients: int | None, key: Tensor) -> list[Tensor]:
+def iid(labels: Tensor, groups: Tensor | None, clients: int | None, key: Tensor) -> Parts:
     """Shuffle all samples and deal them out in parts whose sizes differ by at most one.
 
     Raises ConfigError without `data.clients` and when there are more clients than samples.

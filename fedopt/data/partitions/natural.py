@@ -8,6 +8,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import by_owner
 from fedopt.keys import permutation
 from fedopt.registry import ConfigError, declare
@@ -21,7 +22,7 @@ def natural(
     key: Tensor,
     *,
     min_samples: Annotated[int, pydantic.Field(ge=1)] = 1,
-) -> list[Tensor]:
+) -> Parts:
     """Client i is the i-th of the natural owners (patients, speakers, devices) that have enough samples.
 
     min_samples: owners with fewer are left out, and their samples with them.

@@ -9,6 +9,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import apportion, by_owner, check_sizes, wanted
 from fedopt.keys import fold, permutation, to_seed
 from fedopt.registry import ConfigError, declare
@@ -24,7 +25,7 @@ def quantity(
     alpha: Annotated[float, pydantic.Field(gt=0)] | None = None,
     exponent: Annotated[float, pydantic.Field(ge=0)] | None = None,
     min_samples: Annotated[int, pydantic.Field(ge=1)] = 1,
-) -> list[Tensor]:
+) -> Parts:
     """Shuffle all samples and deal them out in unequal parts: size_i = min_samples + share_i * (S - N * min_samples).
 
     alpha: share ~ Dir(α 1_N); small is far from equal.

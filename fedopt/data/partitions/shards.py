@@ -8,6 +8,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from fedopt.data._values import Parts
 from fedopt.data.partitions._owners import by_owner, class_labels, wanted
 from fedopt.keys import fold, permutation
 from fedopt.registry import ConfigError, declare
@@ -21,7 +22,7 @@ def shards(
     key: Tensor,
     *,
     shards_per_client: Annotated[int, pydantic.Field(ge=1)] = 2,
-) -> list[Tensor]:
+) -> Parts:
     """Sort the samples by class, cut them into N * shards_per_client equal shards and deal these out at random.
 
     shards_per_client: 2 in the paper.
