@@ -131,6 +131,26 @@ class Problem(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.network.spec.dtype
 
+    def to(self, device: torch.device | str) -> Problem:
+        """The same problem with its data and its fixed tensors on a device; who holds what stays on the CPU."""
+        if torch.device(device) == torch.device("cpu"):
+            return self
+        data = self.data._replace(
+            splits={
+                name: held._replace(x=held.x.to(device), index=held.index.to(device), y=held.y.to(device))
+                for name, held in self.data.splits.items()
+            },
+            server={name: Split(held.x.to(device), held.y.to(device)) for name, held in self.data.server.items()},
+        )
+        network = self.network._replace(
+            fixed={name: value.to(device) for name, value in self.network.fixed.items()},
+            training=copy.deepcopy(self.network.training).to(device),
+            inference=copy.deepcopy(self.network.inference).to(device),
+        )
+        return self._replace(
+            network=network, data=data, initial={name: value.to(device) for name, value in self.initial.items()}
+        )
+
     def unpack(self, model: Named) -> tuple[Named, Named]:
         """`{params [d], buffers [b]}` -> named parameters, named buffers."""
         params = self.network.spec.unflatten(model["params"])

@@ -35,6 +35,23 @@ class Cohort(NamedTuple):
             self.samples[rows],
         )
 
+    def to(self, device: torch.device) -> Cohort:
+        """The same clients on a device."""
+        if device.type == "cpu":
+            return self
+
+        def moved(named: Named) -> Named:
+            return {name: value.to(device) for name, value in named.items()}
+
+        return Cohort(
+            self.clients.to(device),
+            moved(self.down),
+            moved(self.own),
+            moved(self.memory),
+            self.key.to(device),
+            self.samples.to(device),
+        )
+
     def stacked(self) -> Client:
         """The clients as one `Client` whose own, memory, key and samples have a leading dimension."""
         return Client(self.down, self.own, self.memory, self.key, self.samples)
@@ -57,7 +74,7 @@ def assemble(problem: Problem, exchange: Exchange, memory: Named, key: Tensor) -
         raise ValueError("the clients of an exchange have to be in increasing order, each once")
     samples = torch.zeros_like(clients)
     if exchange.batches is not None:
-        samples = split(problem, exchange).sizes[clients]
+        samples = split(problem, exchange).held(clients)
     return Cohort(clients, exchange.down, exchange.own, memory, keys.fold(key, "client", clients), samples)
 
 
@@ -78,6 +95,12 @@ class Walk(NamedTuple):
     positions: Tensor
     mask: Tensor
     steps: Tensor
+
+    def to(self, device: torch.device) -> Walk:
+        """The same walk over data that lies on a device; the number of steps stays on the CPU, which counts them."""
+        if device.type == "cpu":
+            return self
+        return self._replace(positions=self.positions.to(device), mask=self.mask.to(device))
 
     def batch(self, step: int, clients: slice) -> Batch:
         """Step `step` of some clients: x `[k, B, ...]`, y `[k, B, ...]`, mask `[k, B]`."""

@@ -43,7 +43,7 @@ from fedopt.engine.cohort import Cohort, assemble
 from fedopt.engine.collect import Part, merge
 from fedopt.engine.placement import Costs, Queues, cores, memory_limit, place
 from fedopt.engine.serial import Serial
-from fedopt.engine.stacked import Stacked
+from fedopt.engine.stacked import Precision, Stacked
 from fedopt.engine.worker import Packed, Task, Worker, arrays, line, nbytes, part_of, raise_described, rebuilt
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
@@ -134,7 +134,7 @@ class Ray:
         threads: int = 1,
         address: str | None = None,
         device: str = "cpu",
-        precision: str = "full",
+        precision: Precision = "full",
         gpus_per_worker: float = 0.0,
         worker_memory_mb: float | None = None,
     ) -> None:
@@ -142,7 +142,7 @@ class Ray:
         self.workers, self.memory_mb, self.threads = workers, memory_mb, threads
         self.address, self.gpus_per_worker, self.worker_memory_mb = address, gpus_per_worker, worker_memory_mb
         self.device = "cuda" if gpus_per_worker > 0 else device
-        self.precision = precision
+        self.precision: Precision = precision
         self.width: dict[str, int] = {}
         """Clients per micro-cohort, by program, the same at every worker."""
         self.refused: dict[str, str] = {}
@@ -152,7 +152,7 @@ class Ray:
         self.serialised = 0
         """Bytes sent to and from workers in the last exchange."""
         self._cut = workers
-        self._serial, self._stacked = Serial(), Stacked(memory_mb)
+        self._serial, self._stacked = Serial(), Stacked(memory_mb, self.device, precision)
         self._costs = Costs()
         self._seats: list[_Seat] = []
         self._sent: list[_Sent] = []
@@ -375,7 +375,7 @@ class Ray:
 
     def _measured(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
         try:
-            return self._stacked._measure(problem, exchange, cohort)
+            return self._stacked.measure(problem, exchange, cohort)
         except Exception as error:
             raise _RefusedError(f"{type(error).__name__}: {line(error)}") from error
 

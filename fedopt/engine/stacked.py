@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +17,13 @@ from fedopt import keys, models
 from fedopt.engine.cohort import Cohort, Walk, assemble, walk
 from fedopt.engine.collect import Part, gather, merge
 from fedopt.engine.serial import Serial
+from fedopt.engine.trace import Traced
 from fedopt.problem import Problem
-from fedopt.types import Carry, Client, Exchange, Named, Programs, Replies, Uplink
+from fedopt.types import Carry, Client, ClientProgram, Exchange, Named, Programs, Replies, Uplink
 
 log = logging.getLogger(__name__)
+
+Precision = Literal["full", "bf16"]
 
 _WALK_BYTES = 64  # per sample walked over: its place, its mask, and what drawing them takes in between
 
@@ -34,18 +39,28 @@ class Stacked:
 
     name = "stacked"
 
-    def __init__(self, memory_mb: float = 1024.0) -> None:
+    def __init__(self, memory_mb: float = 1024.0, device: str = "cpu", precision: Precision = "full") -> None:
         self.memory_mb = memory_mb
+        self.device = torch.device(device)
+        self.precision: Precision = precision
         self.width: dict[str, int] = {}
         """Clients per micro-cohort, by program; measured once and kept with the run."""
         self.refused: dict[str, str] = {}
         """Programs that run serially, with the reason."""
         self._serial = Serial()
+        self._traced = Traced()
+        self._moved: tuple[Problem, Problem] | None = None
+
+    @property
+    def warming(self) -> bool:
+        """Whether the last exchange ran something eagerly that will be traced if it recurs."""
+        return self._traced.warming
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
         if exchange.clients.numel() == 0:
             return merge(exchange, [])
         name, known = exchange.program, set(self.refused)
+        self._traced.warming = False
         if name not in self.refused and exchange.batches is not None:
             reason = models.stackable(problem.network.training)
             if reason is not None:
@@ -98,8 +113,9 @@ class Stacked:
     def _blocks(
         self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort, lane: int, order: Tensor
     ) -> Iterator[tuple[int, Tensor, Uplink]]:
+        there = self._there(problem)
         if exchange.program not in self.width:
-            self.width[exchange.program] = self._measure(problem, exchange, cohort)
+            self.width[exchange.program] = self.measure(problem, exchange, cohort)
         first = 0
         while first < order.numel():
             # a micro-cohort is padded to its first, longest walk: beside clients with much data there are few others
@@ -108,37 +124,73 @@ class Stacked:
             where = order[first : first + min(self.width[exchange.program], fitting)]
             first += where.numel()
             some = cohort.take(where)
-            with torch.no_grad():
-                yield lane, where, _run(programs, exchange, some, walk(problem, exchange, some))
+            batches = walk(there, exchange, some)
+            with torch.no_grad(), self._precision():
+                uplinks = self._run(
+                    programs.work[exchange.program],
+                    some.to(self.device),
+                    batches.to(self.device) if batches is not None else None,
+                )
+            yield lane, where, uplinks
 
-    def _measure(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
+    def _run(self, program: ClientProgram, cohort: Cohort, batches: Walk | None) -> Uplink:
+        """The whole work of a micro-cohort whose longest walks come first."""
+        client = cohort.stacked()
+        start, step, finish = _stacked(program)
+        carry = self._traced((program, "start"), start, client)
+        done: list[Carry] = []
+        if batches is not None:
+            width = active = batches.steps.numel()
+            taken = torch.arange(int(batches.steps.max()))
+            alive = (batches.steps > taken[:, None]).sum(dim=1).tolist()
+            for number, still in enumerate(alive):
+                if still < active:  # these have done their steps: what is computed for their rows from now on is nothing
+                    done.append(pytree.tree_map(lambda leaf: leaf[still:active].clone(), carry))  # noqa: B023
+                    active = still
+                if bucket(still) < width:
+                    width = bucket(still)
+                    carry = pytree.tree_map(lambda leaf: leaf[:width].contiguous(), carry)  # noqa: B023 - used at once
+                    client = cohort.take(slice(0, width)).stacked()
+                carry = self._traced((program, "step"), step, client, carry, batches.batch(number, slice(0, width)))
+            if done:
+                carry = pytree.tree_map(lambda *leaves: torch.cat([leaves[0][:active], *leaves[1:]]), carry, *done[::-1])
+        uplink: Uplink = self._traced((program, "finish"), finish, cohort.stacked(), carry)
+        return uplink
+
+    def measure(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
+        """How many clients a micro-cohort may have; the same for the same model and data."""
         vectors = 8 * problem.d * problem.dtype.itemsize  # model, gradient, optimizer, delta, and temporaries of each
         memory = sum(rows[0].numel() * rows.element_size() for rows in cohort.memory.values() if rows.shape[0])
         each = vectors + 3 * memory + _activations(problem, exchange, cohort)
         return max(1, int(self.memory_mb * 2**20 / each))
 
+    def _there(self, problem: Problem) -> Problem:
+        """The problem on the device."""
+        if self._moved is None or self._moved[0] is not problem:
+            self._moved = problem, problem.to(self.device)
+        return self._moved[1]
 
-def _run(programs: Programs, exchange: Exchange, cohort: Cohort, batches: Walk | None) -> Uplink:
-    program = programs.work[exchange.program]
-    client = cohort.stacked()
-    carry = vmap(program.start, in_dims=(_CLIENTS,))(client)
-    done: list[Carry] = []
-    if batches is not None:
-        step = vmap(program.step, in_dims=(_CLIENTS, 0, 0))
-        active = batches.steps.numel()
-        taken = torch.arange(int(batches.steps.max()))
-        alive = (batches.steps > taken[:, None]).sum(dim=1).tolist()  # the longest walks come first
-        for number, still in enumerate(alive):
-            if still < active:
-                done.append(pytree.tree_map(lambda leaf: leaf[still:active], carry))  # noqa: B023 - used at once
-                carry = pytree.tree_map(lambda leaf: leaf[:still], carry)  # noqa: B023
-                client = cohort.take(slice(0, still)).stacked()
-                active = still
-            carry = step(client, carry, batches.batch(number, slice(0, active)))
-    if done:
-        carry = pytree.tree_map(lambda *leaves: torch.cat(leaves), carry, *reversed(done))
-    uplink: Uplink = vmap(program.finish, in_dims=(_CLIENTS, 0))(cohort.stacked(), carry)
-    return uplink
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
+
+
+@functools.lru_cache(maxsize=16)
+def _stacked(program: ClientProgram) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    return (
+        vmap(program.start, in_dims=(_CLIENTS,)),
+        vmap(program.step, in_dims=(_CLIENTS, 0, 0)),
+        vmap(program.finish, in_dims=(_CLIENTS, 0)),
+    )
+
+
+def bucket(n: int) -> int:
+    """The width at which n clients go on when others are done: four widths per octave, so that shapes recur."""
+    if n <= 4:
+        return n
+    grain = 1 << ((n - 1).bit_length() - 3)
+    return -(-n // grain) * grain
 
 
 def _activations(problem: Problem, exchange: Exchange, cohort: Cohort) -> int:

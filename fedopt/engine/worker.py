@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedopt.engine.cohort import assemble
 from fedopt.engine.collect import Part, Sum, join
 from fedopt.engine.serial import ClientError, Serial
-from fedopt.engine.stacked import Stacked
+from fedopt.engine.stacked import Precision, Stacked
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
 from fedopt.types import Exchange, FedoptError, Named, Programs, Rejection
@@ -118,9 +118,9 @@ class Task(NamedTuple):
 class Worker:
     """What runs in an actor: problems and programs by number, and an executor of either kind."""
 
-    def __init__(self, memory_mb: float, device: str, precision: str, threads: int, cap_mb: float | None) -> None:
+    def __init__(self, memory_mb: float, device: str, precision: Precision, threads: int, cap_mb: float | None) -> None:
         torch.set_num_threads(threads)
-        self._inner: dict[str, Any] = {"serial": Serial(), "stacked": Stacked(memory_mb)}
+        self._inner: dict[str, Any] = {"serial": Serial(), "stacked": Stacked(memory_mb, device, precision)}
         self._problems: dict[int, tuple[Problem, list[Any]]] = {}
         self._programs: dict[int, tuple[Problem, Programs]] = {}
         self._failed = ""
