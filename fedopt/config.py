@@ -117,10 +117,25 @@ class Executor(pydantic.BaseModel):
     """Where the clients' work runs."""
 
     model_config = CLOSED
-    name: Literal["stacked", "serial"] = "stacked"
+    name: Literal["stacked", "serial", "ray", "auto"] = "stacked"
     memory_mb: float = pydantic.Field(1024.0, gt=0)
     """Bound on a micro-cohort of the stacked executor."""
     threads: int = pydantic.Field(1, ge=1)
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:1`: where stacked clients compute."""
+    precision: Literal["full", "bf16"] = "full"
+    """`bf16` runs the products of stacked clients in bfloat16, by torch's autocast."""
+    workers: int | None = pydantic.Field(None, ge=1)
+    """Processes of the ray executor; all cores without it."""
+    inner: Literal["serial", "stacked"] = "stacked"
+    """What each worker runs its clients with."""
+    address: str | None = None
+    """Of a Ray cluster; Ray is started on this machine without it."""
+    gpus_per_worker: float = pydantic.Field(0.0, ge=0)
+    worker_memory_mb: float | None = pydantic.Field(None, gt=0)
+    """What a worker may allocate."""
+    client_memory_mb: float | None = pydantic.Field(None, gt=0)
+    """Beyond this, what clients keep between exchanges lies on the disk."""
 
 
 class Config(pydantic.BaseModel):

@@ -45,7 +45,7 @@ from fedopt.engine.record import (
 from fedopt.engine.serial import ClientError
 from fedopt.registry import ConfigError
 from fedopt.setup import Setup
-from fedopt.types import Named, State
+from fedopt.types import Named, Programs, State
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,15 @@ class Progress:
     """Whole exchanges done."""
     restored: int = 0
     """How many of them an earlier process did."""
+    programs: Programs | None = None
+    """The clients' halves, made once: executors hold on to what they made of them."""
 
 
 def beginning(setup: Setup) -> Progress:
     """The state before the first exchange."""
-    memory = ClientMemory(setup.strategy.programs(setup.problem).memory, setup.problem.clients)
-    return Progress(setup.strategy.init(setup.problem, keys.fold(setup.key, "init")), memory)
+    programs = setup.strategy.programs(setup.problem)
+    memory = ClientMemory(programs.memory, setup.problem.clients, setup.config.executor.client_memory_mb)
+    return Progress(setup.strategy.init(setup.problem, keys.fold(setup.key, "init")), memory, programs=programs)
 
 
 def restore(setup: Setup, progress: Progress, stored: Checkpoint) -> None:
@@ -123,9 +126,12 @@ def execute(
     progress = beginning(setup)
     known_run(folder) if resume else _claim(folder)
     with _alone(folder), threads(setup.config.executor.threads):
-        if resume:
-            _go_on(setup, folder, progress)
-        return _execute(setup, folder, progress, callbacks)
+        try:
+            if resume:
+                _go_on(setup, folder, progress)
+            return _execute(setup, folder, progress, callbacks)
+        finally:
+            setup.executor.close()
 
 
 def _execute(setup: Setup, folder: Path, progress: Progress, callbacks: Sequence[Callback]) -> Result:
@@ -232,9 +238,11 @@ def _evaluation(setup: Setup, progress: Progress, before: int) -> dict[str, Any]
 
     model = setup.strategy.model(problem, state)
     if due(run.evaluate_every) and model is not None:
-        found |= evaluate.on_server(problem, model)
+        device = setup.config.executor.device
+        found |= evaluate.on_server(setup.evaluated, {name: value.to(device) for name, value in model.items()})
     if due(run.evaluate_clients_every):
-        programs, everybody = setup.strategy.programs(problem), torch.arange(problem.clients)
+        programs = progress.programs or setup.strategy.programs(problem)
+        everybody = torch.arange(problem.clients)
         found["client_eval"] = evaluate.on_clients(
             problem, programs, setup.executor, progress.memory, model, everybody, setup.key
         )
@@ -335,7 +343,9 @@ def _go_on(setup: Setup, folder: Path, progress: Progress) -> None:
 def _about(setup: Setup, status: str, reason: str, started: str) -> dict[str, Any]:
     """run.json."""
     plan = setup.executor.plan()
-    refused = "; ".join(f"{program}: {why}" for program, why in plan.get("refused", {}).items())
+    refused, chosen = (
+        "; ".join(f"{program}: {why}" for program, why in plan.get(kind, {}).items()) for kind in ("refused", "reason")
+    )
     return {
         "name": setup.config.run.name,
         "status": status,
@@ -344,7 +354,7 @@ def _about(setup: Setup, status: str, reason: str, started: str) -> dict[str, An
         "torch": torch.__version__,
         "python": platform.python_version(),
         "started": started,
-        "executor": {"name": setup.executor.name, "reason": refused or "as configured", **plan},
+        "executor": {**plan, "name": setup.executor.name, "reason": refused or chosen or "as configured"},
         "parameters": setup.problem.d,
         "rounds": setup.config.run.rounds,
         "strategy": setup.config.strategy.name,

@@ -5,7 +5,10 @@ Whatever can be known to be wrong before the first exchange is a ConfigError her
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +18,17 @@ from fedopt import config as configs
 from fedopt.config import Config
 from fedopt.data import Dataset, Federation, federate, pool
 from fedopt.engine.adversary import Adversary, Group
+from fedopt.engine.auto import Auto
 from fedopt.engine.loop import Executor
+from fedopt.engine.placement import cores
 from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
 from fedopt.problem import LOSSES, Network, Problem
 from fedopt.registry import ConfigError, facts, parameters
 from fedopt.types import Batches, Codec, Strategy
+
+INNER: tuple[Literal["stacked"], Literal["serial"]] = ("stacked", "serial")
+"""What a worker may run its clients with."""
 
 
 class Setup(NamedTuple):
@@ -33,6 +41,8 @@ class Setup(NamedTuple):
     adversary: Adversary
     codec: Codec
     key: Tensor
+    evaluated: Problem
+    """The problem as the server evaluates on it: the server's splits, on the executor's device."""
     portable: bool
     """False if it holds objects that only Python code can give back (own module, own data, own strategy)."""
 
@@ -63,9 +73,12 @@ def build(
     adversary = _adversary(config, federation.clients, key)
     federation = adversary.poison(federation, keys.fold(key, "poison"))
     problem = _problem(config, federation, model, key, dtype)
-    executor = Serial() if config.executor.name == "serial" else Stacked(config.executor.memory_mb)
+    executor = _executor(config)
+    evaluated = problem
+    if config.executor.device != "cpu":
+        evaluated = problem._replace(data=federation._replace(splits={})).to(config.executor.device)
     codec = compression.build(config.compression.name, config.compression.options)
-    setup = Setup(config, problem, strategy, executor, adversary, codec, key, portable)
+    setup = Setup(config, problem, strategy, executor, adversary, codec, key, evaluated, portable)
     _check(setup)
     return setup
 
@@ -174,6 +187,64 @@ def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
         free = free[~torch.isin(free, ids)]
         groups.append(Group(attacks.build(section.name, section.options, where), ids.sort().values))
     return Adversary(tuple(groups))
+
+
+def _executor(config: Config) -> Executor:
+    """The executor of the config; Ray is looked for only where it may be used, and started only by an exchange."""
+    asked = config.executor
+    device = asked.device
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError("executor.device", f"cpu, cuda or cuda:N is needed; '{device}' was given") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("executor.device", f"'{device}' was given and torch finds no GPU here; set cpu")
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError("executor.device", f"cpu, cuda or cuda:N is needed; '{device}' was given")
+    if asked.name == "serial" and (device != "cpu" or asked.precision != "full"):
+        raise ConfigError(
+            "executor.name",
+            "serial computes on the CPU in full precision; take stacked, or remove device and precision",
+        )
+    if asked.name == "serial":
+        return Serial()
+    if asked.name == "stacked":
+        return Stacked(asked.memory_mb, device, asked.precision)
+    ray = _ray(config)
+    if asked.name == "ray":
+        if ray is None:
+            raise ConfigError("executor.name", "'ray' needs the package ray: pip install 'fedopt[ray]'")
+        return ray(asked.inner, asked.workers)
+    inside: dict[str, Executor] = {"stacked": Stacked(asked.memory_mb, device, asked.precision)}
+    if device == "cpu" and asked.precision == "full":
+        inside["serial"] = Serial()
+    pools: dict[str, tuple[int, Callable[[], Executor]]] = {}
+    if ray is not None and (device == "cpu" or asked.gpus_per_worker > 0):
+        most = asked.workers or cores()
+        for workers in sorted({most, max(2, most // 2)} if most > 1 else (), reverse=True):
+            for inner in (kind for kind in INNER if kind in inside):
+                pools[f"ray {workers} x {inner}"] = workers, partial(ray, inner, workers)
+    return Auto(inside, pools, config.run.rounds)
+
+
+def _ray(config: Config) -> Callable[[Literal["serial", "stacked"], int | None], Executor] | None:
+    """Maker of ray executors; None where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        return None
+    from fedopt.engine.ray import Ray
+
+    asked = config.executor
+    return lambda inner, workers: Ray(
+        inner,
+        workers,
+        asked.memory_mb,
+        asked.threads,
+        asked.address,
+        asked.device,
+        asked.precision,
+        asked.gpus_per_worker,
+        asked.worker_memory_mb,
+    )
 
 
 def _strategy(config: Config) -> Strategy:

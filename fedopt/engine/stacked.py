@@ -144,7 +144,7 @@ class Stacked:
             taken = torch.arange(int(batches.steps.max()))
             alive = (batches.steps > taken[:, None]).sum(dim=1).tolist()
             for number, still in enumerate(alive):
-                if still < active:  # these have done their steps: what is computed for their rows from now on is nothing
+                if still < active:  # some are done, and what is computed for their rows from now on is lost
                     done.append(pytree.tree_map(lambda leaf: leaf[still:active].clone(), carry))  # noqa: B023
                     active = still
                 if bucket(still) < width:
@@ -153,7 +153,9 @@ class Stacked:
                     client = cohort.take(slice(0, width)).stacked()
                 carry = self._traced((program, "step"), step, client, carry, batches.batch(number, slice(0, width)))
             if done:
-                carry = pytree.tree_map(lambda *leaves: torch.cat([leaves[0][:active], *leaves[1:]]), carry, *done[::-1])
+                carry = pytree.tree_map(
+                    lambda *leaves: torch.cat([leaves[0][:active], *leaves[1:]]), carry, *done[::-1]
+                )
         uplink: Uplink = self._traced((program, "finish"), finish, cohort.stacked(), carry)
         return uplink
 

@@ -1,0 +1,90 @@
+"""The auto executor keeps the fastest, says why, and goes on with it after a resume."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedopt.engine.auto import Auto
+from fedopt.engine.serial import Serial
+from fedopt.problem import Problem
+from fedopt.testing.strategies import compose, play, small_federation, small_problem
+from fedopt.types import Exchange, FedoptError, Named, Programs, Replies
+
+
+class Slowed(Serial):
+    """The serial executor, with a delay."""
+
+    def __init__(self, seconds: float, fails: bool = False) -> None:
+        self.seconds, self.fails = seconds, fails
+        self.maps = self.closed = 0
+
+    def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
+        if self.fails:
+            raise FedoptError("no workers here")
+        self.maps += 1
+        time.sleep(self.seconds)
+        return super().map(problem, programs, exchange, memory, key)
+
+    def plan(self) -> dict[str, Any]:
+        return {"slowed": self.seconds}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+ROUNDS = 14
+
+
+def test_the_fastest_is_kept_and_every_exchange_counts() -> None:
+    problem = small_problem(small_federation((5, 4, 6)))
+    slow, fast, pool = Slowed(0.05), Slowed(0.0), Slowed(0.02)
+    auto = Auto({"slow": slow, "fast": fast}, {"ray 2 x fast": (2, lambda: pool)}, exchanges=10**9)
+    made = compose("fedavg")
+    played = play(problem, made, ROUNDS, executor=auto)
+    assert auto.choice == {"train": "fast"}
+    assert auto.reason["train"].startswith("fast took ") and "slow" in auto.reason["train"]
+    assert slow.maps + fast.maps + pool.maps == ROUNDS and pool.maps >= 1
+    assert pool.closed == 1
+    alone = play(problem, made, ROUNDS)
+    for got, wanted in zip(played.steps, alone.steps, strict=True):
+        assert torch.equal(got.state.model["params"], wanted.state.model["params"])
+
+
+def test_a_pool_is_started_only_where_it_can_pay() -> None:
+    def never() -> Serial:
+        raise AssertionError("started")
+
+    auto = Auto({"stacked": Slowed(0.0)}, {"ray 2 x stacked": (2, never)}, exchanges=10)
+    play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), 8, executor=auto)
+    assert auto.choice == {"train": "stacked"}
+
+
+def test_a_pool_that_cannot_run_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    auto = Auto({"stacked": Slowed(0.0)}, {"ray 2 x stacked": (2, lambda: Slowed(0.0, fails=True))}, exchanges=10**9)
+    played = play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), 8, executor=auto)
+    assert auto.choice == {"train": "stacked"} and len(played.steps) == 8
+    assert "no workers here" in caplog.text
+
+
+def test_a_resumed_run_takes_the_choice_over() -> None:
+    auto = Auto({"slow": Slowed(0.02), "fast": Slowed(0.0)}, {}, exchanges=1)
+    play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), ROUNDS, executor=auto)
+    plan = auto.plan()
+    assert plan["choice"] == {"train": "fast"} and plan["plans"] == {"fast": {"slowed": 0.0}}
+    slow, fast = Slowed(0.0), Slowed(0.0)
+    again = Auto({"slow": slow, "fast": fast}, {}, exchanges=1)
+    again.restore(plan)
+    play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), 3, executor=again)
+    assert (slow.maps, fast.maps) == (0, 3)
+
+
+def test_a_choice_that_is_not_at_hand_is_an_error() -> None:
+    auto = Auto({"stacked": Slowed(0.0)}, {}, exchanges=1)
+    auto.restore({"choice": {"train": "ray 2 x stacked"}, "plans": {"ray 2 x stacked": {}}})
+    with pytest.raises(FedoptError, match=r"'ray 2 x stacked', which is not at hand.*fedopt\[ray\]"):
+        play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), 1, executor=auto)
