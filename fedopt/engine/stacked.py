@@ -35,6 +35,9 @@ class Stacked:
 
     A micro-cohort is as wide as `memory_mb` allows. Its clients are ordered by their number of steps, the longest
     first, so that those who are done are always at the end and are cut off; ragged batches are padded and masked.
+
+    memory_mb: bound on a micro-cohort. device: where clients compute; the server is on the CPU.
+    precision: `bf16` runs products in bfloat16 by torch's autocast; parameters and sums stay as they are.
     """
 
     name = "stacked"

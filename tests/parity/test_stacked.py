@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedopt import keys, models, optimizers, strategies
 from fedopt.data import pool
-from fedopt.engine import cohort, stacked
+from fedopt.engine import cohort, stacked, trace
 from fedopt.engine.serial import ClientError, Serial
 from fedopt.engine.stacked import Stacked
 from fedopt.participation.uniform import uniform
@@ -224,6 +224,30 @@ def test_micro_cohorts(strategy: str, width: int | None) -> None:
         assert executor.width["train"] == width or (width is None and executor.width["train"] >= problem.clients)
     assert same_bits(*runs)
     agree(runs[0], play(problem, made, ROUNDS))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_graphs_give_the_bits_of_the_eager_run(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_for(strategy, "mlp")
+    made = compose(strategy, lr=0.1, batches=BATCHES)
+    monkeypatch.setattr(trace, "PATIENCE", 10**9)
+    eager = play(problem, made, 6, executor=Stacked())
+    monkeypatch.setattr(trace, "PATIENCE", 1)
+    executor = Stacked()
+    graphs = play(problem, made, 6, executor=executor)
+    assert sum(shape.trusted for shape in executor._traced._known.values()) >= 3
+    assert not any(shape.hopeless for shape in executor._traced._known.values())
+    assert same_bits(eager, graphs)
+
+
+def test_bfloat16_products_go_the_same_way_roughly() -> None:
+    problem = problem_for("fedavg", "mlp", torch.float32)
+    made = compose("fedavg", lr=0.1, batches=BATCHES)
+    half, full = (play(problem, made, 8, executor=Stacked(precision=kind)) for kind in ("bf16", "full"))
+    ours, theirs = (played.steps[-1].state.model["params"] for played in (half, full))
+    assert ours.dtype == torch.float32
+    gap = float((ours - theirs).norm() / (theirs - problem.initial["params"]).norm())
+    assert 0 < gap < 0.05
 
 
 def test_a_cohort_in_which_some_are_done_early() -> None:
