@@ -98,7 +98,7 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
             rows = rows[usable.cpu()]
             uplinks = pytree.tree_map(lambda value: value[usable], uplinks)  # noqa: B023 - used at once
         where.append(rows)
-        kept.append(uplinks)
+        kept.append(pytree.tree_map(_alone, uplinks))
     return Part(
         where=torch.cat(where),
         vectors=join([u.vectors for u in kept]),
@@ -108,6 +108,11 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
         memory=join([u.memory for u in kept]),
         rejected=tuple(rejected),
     )
+
+
+def _alone(value: Tensor) -> Tensor:
+    """The same values; a small piece of a large tensor is copied, so that it does not hold the rest."""
+    return value.clone() if value.untyped_storage().nbytes() > 2 * value.nbytes else value
 
 
 def merge(exchange: Exchange, parts: Iterable[Part]) -> Replies:

@@ -149,3 +149,10 @@ def test_nobody_has_any_weight() -> None:
 def test_nobody_was_asked(reduce: str) -> None:
     replies = collect(exchange(0, reduce), [])
     assert replies.clients.numel() == 0 and replies.rejected == () and replies.vectors == {}
+
+
+def test_a_small_piece_of_a_large_tensor_does_not_hold_the_rest() -> None:
+    large = torch.zeros(3, 10_000)
+    uplink = uplinks(3)._replace(vectors={"delta": large[:, :5]})
+    part = gather(exchange(3, "rows"), [(0, torch.arange(3), uplink)])
+    assert part.vectors["delta"].untyped_storage().nbytes() <= 3 * 5 * 4
