@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -100,16 +101,23 @@ class _Shape:
         self.trusted = self._proofs == PROOFS
 
 
+def load() -> None:
+    """Import what the first trace would import, some 70 MB, so that a limit on memory set afterwards is not for it."""
+    _graph(torch.neg, pytree.tree_structure((torch.zeros(1),)), [torch.zeros(1)])
+
+
 def _graph(function: Callable[..., Any], spec: Any, leaves: Leaves) -> Callable[..., tuple[Tensor, ...]]:
     def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
         return tuple(pytree.tree_leaves(function(*pytree.tree_unflatten(list(leaves), spec))))
 
-    # a tensor that stands for two arguments at first would stand for both in the graph for good
-    apart = [leaf.detach() for leaf in leaves]
-    graph = make_fx(flat)(*apart)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return _compiled(graph, apart)
+    # shapes without memory: a trace runs everything again, and one that fails for want of memory would keep its own
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        # a tensor that stands for two arguments at first would stand for both in the graph for good
+        apart = [fake.from_tensor(leaf.detach()) for leaf in leaves]
+        graph = make_fx(flat)(*apart)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return _compiled(graph, apart)
 
 
 def _compiled(graph: torch.fx.GraphModule, leaves: Leaves) -> Callable[..., tuple[Tensor, ...]]:

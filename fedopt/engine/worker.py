@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedopt.engine import trace
 from fedopt.engine.cohort import assemble
 from fedopt.engine.collect import Part, Sum, join
 from fedopt.engine.serial import ClientError, Serial
@@ -126,6 +127,7 @@ class Worker:
         self._failed = ""
         gc.freeze()  # else every full collection looks through all that torch has imported, for a tenth of a second
         if cap_mb is not None and device == "cpu":
+            trace.load()
             _cap(int(cap_mb * 2**20))
 
     def pid(self) -> int:
