@@ -113,7 +113,7 @@ def _graph(function: Callable[..., Any], spec: Any, leaves: Leaves) -> Callable[
     # shapes without memory: a trace runs everything again, and one that fails for want of memory would keep its own
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         # a tensor that stands for two arguments at first would stand for both in the graph for good
-        apart = [fake.from_tensor(leaf.detach()) for leaf in leaves]
+        apart: Leaves = [fake.from_tensor(leaf.detach()) for leaf in leaves]
         graph = make_fx(flat)(*apart)
         graph.graph.eliminate_dead_code()
         graph.recompile()
