@@ -117,6 +117,8 @@ class Problem(NamedTuple):
     initial: Named
     """First values of the model: `params [d]`, and `buffers [b]` where the model has any."""
     evaluation_batch: int = 1024
+    layout: torch.memory_format = torch.contiguous_format
+    """How images of one client are laid out on the CPU; see `layout`."""
 
     @property
     def clients(self) -> int:
@@ -190,3 +192,31 @@ class Problem(NamedTuple):
             loss=lambda deltas: over_batches(vmap(loss_of, in_dims=(0, None, None)), deltas).detach(),
             grad=lambda delta: over_batches(grad(loss_of), delta),
         )
+
+
+def layout(problem: Problem) -> torch.memory_format:
+    """Channels last, where the network has 2-d convolutions and computes the same with such a batch.
+
+    Pooling and convolutions on a CPU are faster that way; but a module may rely on the order in memory (`view`).
+    """
+    shards = problem.data.splits["train"]
+    x, y = shards.x[shards.index[:2]], shards.y[:2]
+    convolutions = any(isinstance(part, nn.Conv2d) for part in problem.network.training.modules())
+    if not (convolutions and x.dim() == 4 and x.is_floating_point() and x.device.type == "cpu"):
+        return torch.contiguous_format
+    params, buffers = problem.unpack(problem.initial)
+
+    def gradient(x: Tensor) -> Tensor:
+        batch = {"x": x, "y": y, "mask": torch.ones(y.shape[0], dtype=torch.bool)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            grads, _ = grad(problem.objective, has_aux=True)(params, buffers, batch, keys.root(0))
+        return problem.network.spec.flatten(grads)
+
+    wanted = gradient(x)
+    try:
+        found = gradient(x.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return torch.contiguous_format
+    near = torch.linalg.vector_norm(found - wanted) <= 1e-3 * torch.linalg.vector_norm(wanted)
+    return torch.channels_last if bool(near) else torch.contiguous_format

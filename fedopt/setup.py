@@ -18,12 +18,13 @@ from fedopt import config as configs
 from fedopt.config import Config
 from fedopt.data import Dataset, Federation, federate, pool
 from fedopt.engine.adversary import Adversary, Group
+from fedopt.engine.allocator import keep_freed
 from fedopt.engine.auto import Auto
 from fedopt.engine.loop import Executor
 from fedopt.engine.placement import cores
 from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
-from fedopt.problem import LOSSES, Network, Problem
+from fedopt.problem import LOSSES, Network, Problem, layout
 from fedopt.registry import ConfigError, facts, parameters
 from fedopt.types import Batches, Codec, Strategy
 
@@ -134,7 +135,7 @@ def _problem(
     loss = section.loss or ("cross_entropy" if classification else "squares")
     problem = Problem(network, federation, LOSSES[loss], initial)
     _try_model(problem, section.name, loss)
-    return problem
+    return problem._replace(layout=layout(problem))
 
 
 def _try_model(problem: Problem, name: str, loss: str) -> None:
@@ -192,6 +193,7 @@ def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
 def _executor(config: Config) -> Executor:
     """The executor of the config; Ray is looked for only where it may be used, and started only by an exchange."""
     asked = config.executor
+    keep_freed()
     device = asked.device
     try:
         kind = torch.device(device).type

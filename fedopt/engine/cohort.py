@@ -95,6 +95,7 @@ class Walk(NamedTuple):
     positions: Tensor
     mask: Tensor
     steps: Tensor
+    layout: torch.memory_format
 
     def to(self, device: torch.device) -> Walk:
         """The same walk over data that lies on a device; the number of steps stays on the CPU, which counts them."""
@@ -115,7 +116,7 @@ class Walk(NamedTuple):
         """Step `step` of the only client, cut to its real samples."""
         positions = self.positions[0, step][self.mask[0, step]]
         return {
-            "x": self.shards.x[self.shards.index[positions]],
+            "x": self.shards.x[self.shards.index[positions]].contiguous(memory_format=self.layout),
             "y": self.shards.y[positions],
             "mask": torch.ones(positions.shape, dtype=torch.bool),
         }
@@ -129,4 +130,4 @@ def walk(problem: Problem, exchange: Exchange, cohort: Cohort) -> Walk | None:
     _, size, epochs, steps, shuffle = exchange.batches
     offsets, mask = draw(cohort.samples, keys.fold(cohort.key, "batches"), size, epochs, steps, shuffle)
     positions = shards.offsets[cohort.clients][:, None, None] + offsets
-    return Walk(shards, positions, mask, mask.any(dim=2).sum(dim=1))
+    return Walk(shards, positions, mask, mask.any(dim=2).sum(dim=1), problem.layout)

@@ -16,9 +16,15 @@ LANES = 32
 
 LANE = 64
 
+GROUP = 4
+"""Lanes whose sums are added to one before it is added to the total."""
+
+Span = tuple[int, int]
+"""First lane, and the one after the last."""
+
 
 class Sum(NamedTuple):
-    """sum_i w_i v_i by name, and sum_i w_i, over the accepted clients of one lane."""
+    """sum_i w_i v_i by name, and sum_i w_i, over the accepted clients of a lane or of a group of lanes."""
 
     vectors: Named
     weight: Tensor
@@ -31,8 +37,8 @@ class Part(NamedTuple):
     """Rows of `exchange.clients` that were accepted."""
     vectors: Named
     """Their rows; under `reduce = "mean"` nothing."""
-    sums: dict[int, Sum]
-    """By lane, under `reduce = "mean"`."""
+    sums: dict[Span, Sum]
+    """Of lanes and of whole groups, under `reduce = "mean"`."""
     weights: Tensor
     metrics: Named
     memory: Named
@@ -42,8 +48,9 @@ class Part(NamedTuple):
 def lanes(n: int) -> list[range]:
     """The rows of each lane: consecutive, in sizes that differ by one at most.
 
-    A lane is summed by one worker, one client after another, and the sums of the lanes are added in their order. Since
-    lanes follow from n alone, a mean has the same bits however the lanes are spread over workers.
+    A lane is summed by one worker, one client after another; the sums of the lanes of a group are added in their order,
+    wherever they meet, and then the sums of the groups. Since lanes follow from n alone, a mean has the same bits
+    however the lanes are spread over workers.
     """
     count = min(n, max(LANES, -(-n // LANE)))
     return [range(i * n // count, (i + 1) * n // count) for i in range(count)]
@@ -87,12 +94,13 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
     where: list[Tensor] = []
     kept: list[Uplink] = []
     rejected: list[Rejection] = []
-    sums: dict[int, Sum] = {}
+    sums: dict[Span, Sum] = {}
     for lane, rows, uplinks in blocks:
         usable, wrong = screen(exchange.clients[rows], uplinks)
         rejected += wrong
         if exchange.reduce == "mean":
-            sums[lane] = weighted_sum(uplinks.vectors, uplinks.weight, usable if wrong else None, sums.get(lane))
+            span = lane, lane + 1
+            sums[span] = weighted_sum(uplinks.vectors, uplinks.weight, usable if wrong else None, sums.get(span))
             uplinks = uplinks._replace(vectors={})
         if wrong:
             rows = rows[usable.cpu()]
@@ -115,23 +123,46 @@ def _alone(value: Tensor) -> Tensor:
     return value.clone() if value.untyped_storage().nbytes() > 2 * value.nbytes else value
 
 
+def fold(sums: dict[Span, Sum]) -> dict[Span, Sum]:
+    """The same sums, with one for each group whose lanes are all there."""
+    folded = dict(sums)
+    for first, after in sums:
+        lanes = [(lane, lane + 1) for lane in range(first, first + GROUP)]
+        if first % GROUP == 0 and after == first + 1 and all(span in sums for span in lanes):
+            total: Sum | None = None
+            for span in lanes:
+                total = _plus(total, folded.pop(span))
+            assert total is not None
+            folded[first, first + GROUP] = total
+    return folded
+
+
 def merge(exchange: Exchange, parts: Iterable[Part]) -> Replies:
     """Replies from parts that have all clients of the exchange between them.
 
     Sums are added in the order of the lanes; one that comes before its turn waits.
     """
     known: list[Part] = []
-    waiting: dict[int, Sum] = {}
+    waiting: dict[Span, Sum] = {}
     total: Sum | None = None
+    group: Sum | None = None
     turn = 0
     for part in parts:
         waiting |= part.sums
-        while turn in waiting:
-            total = _plus(total, waiting.pop(turn))
-            turn += 1
+        while True:
+            if (whole := (turn, turn + GROUP)) in waiting:
+                total, turn = _plus(total, waiting.pop(whole)), turn + GROUP
+            elif (alone := (turn, turn + 1)) in waiting:
+                group, turn = _plus(group, waiting.pop(alone)), turn + 1
+                if turn % GROUP == 0:
+                    total, group = _plus(total, group), None
+            else:
+                break
         known.append(part._replace(sums={}))
-    for lane in sorted(waiting):
-        total = _plus(total, waiting[lane])
+    if waiting:
+        raise RuntimeError(f"sums of the lanes {sorted(waiting)} came, and none of lane {turn}")
+    if group is not None:
+        total = _plus(total, group)
     if not known:  # nobody was asked
         return Replies(exchange, exchange.clients, {}, torch.zeros(0), {}, {})
     where = torch.cat([part.where for part in known])

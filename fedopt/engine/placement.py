@@ -140,11 +140,19 @@ class Queues:
 
     costs: predicted seconds of each lane; None if unknown, and every lane is a call of its own.
     call: seconds that a call should take. most: lanes in a call at most.
+    together: lanes that make a group; all but the last groups of a queue are a call each, whatever they take.
     """
 
-    def __init__(self, placed: Sequence[Sequence[int]], costs: Sequence[float] | None, call: float, most: int) -> None:
+    def __init__(
+        self,
+        placed: Sequence[Sequence[int]],
+        costs: Sequence[float] | None,
+        call: float,
+        most: int,
+        together: int = 1,
+    ) -> None:
         self._waiting = [deque(lanes) for lanes in placed]
-        self._costs, self._call, self._most = costs, call, most
+        self._costs, self._call, self._most, self._together = costs, call, most, together
         self._alone: set[int] = set()
 
     def __bool__(self) -> bool:
@@ -164,6 +172,9 @@ class Queues:
         if self._costs is None or lanes[0] in self._alone:
             return lanes
         seconds = self._costs[lanes[0]]
+        more = self._together - 1
+        if 0 < more < len(queue) and lanes[0] % self._together == 0 and queue[more - 1] == lanes[0] + more:
+            return lanes + [queue.popleft() for _ in range(more)]
         while queue and queue[0] < below and len(lanes) < self._most and queue[0] not in self._alone:
             seconds += self._costs[queue[0]]
             if seconds > self._call:

@@ -40,11 +40,11 @@ from torch import Tensor, nn
 
 from fedopt import models
 from fedopt.engine.cohort import Cohort, assemble
-from fedopt.engine.collect import Part, merge
+from fedopt.engine.collect import GROUP, Part, merge
 from fedopt.engine.placement import Costs, Queues, cores, memory_limit, place
 from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Precision, Stacked
-from fedopt.engine.worker import Packed, Task, Worker, arrays, line, nbytes, part_of, raise_described, rebuilt
+from fedopt.engine.worker import COPIED, Packed, Task, Worker, arrays, line, nbytes, part_of, raise_described, rebuilt
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
 from fedopt.types import Exchange, FedoptError, Named, Programs, Replies
@@ -282,7 +282,7 @@ class Ray:
             done.update(taken)
             while turn in done:
                 turn += 1
-            part = part_of(answer, taken, rows)
+            part = part_of(answer, rows)
 
     def _queues(self, job: _Job) -> tuple[Queues, float]:
         """The lanes by worker, and how many may be ahead of the first that is not done."""
@@ -294,8 +294,15 @@ class Ray:
         vector = _vector(job.problem, job.exchange)
         most = max(1, _BATCH // (vector * (max(sizes) if job.exchange.reduce == "rows" else 1)))
         known = costs if self._costs.known(kind) else None
-        ahead = max(2 * len(self._seats), _BATCH // vector) if job.exchange.reduce == "mean" else math.inf
-        return Queues(place(costs, slowness), known, CALL, most), ahead
+        if job.exchange.reduce == "rows":
+            return Queues(place(costs, slowness), known, CALL, most), math.inf
+        # where a sum is large, workers take whole groups of lanes and answer with one sum for each
+        together = GROUP if vector >= COPIED and len(sizes) >= 2 * GROUP * len(self._seats) else 1
+        groups = [list(range(first, min(first + together, len(sizes)))) for first in range(0, len(sizes), together)]
+        placed = place([sum(costs[lane] for lane in group) for group in groups], slowness)
+        spread = [[lane for group in queue for lane in groups[group]] for queue in placed]
+        ahead = together * max(2 * len(self._seats), _BATCH // vector)
+        return Queues(spread, known, CALL, most, together), ahead
 
     def _learn(self, job: _Job, worker: int, lanes: list[int], seconds: list[float]) -> None:
         rows, sizes = torch.cat([job.pieces[lane] for lane in lanes]), [job.pieces[lane].numel() for lane in lanes]
@@ -323,7 +330,8 @@ class Ray:
             program=job.exchange.program,
             clients=job.cohort.clients[rows].numpy(),
             order=places.argsort().numpy(),
-            lanes=[piece.numel() for piece in pieces],
+            lanes=lanes,
+            sizes=[piece.numel() for piece in pieces],
             own=arrays({name: value[rows] for name, value in job.cohort.own.items()}),
             memory=arrays({name: value[rows] for name, value in job.cohort.memory.items()}),
             batches=job.exchange.batches,

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.engine import trace
+from fedopt.engine.allocator import keep_freed
 from fedopt.engine.cohort import assemble
-from fedopt.engine.collect import Part, Sum, join
+from fedopt.engine.collect import GROUP, Part, Span, Sum, fold, join
 from fedopt.engine.serial import ClientError, Serial
 from fedopt.engine.stacked import Precision, Stacked
 from fedopt.problem import Problem
@@ -106,6 +107,8 @@ class Task(NamedTuple):
     order: Any
     """Rows of `clients`, lane after lane."""
     lanes: list[int]
+    """Numbers of the lanes within the exchange."""
+    sizes: list[int]
     """How many of `order` each lane has."""
     own: Arrays
     memory: Arrays
@@ -129,6 +132,8 @@ class Worker:
         if cap_mb is not None and device == "cpu":
             trace.load()
             _cap(int(cap_mb * 2**20))
+        else:
+            keep_freed()
 
     def pid(self) -> int:
         """Of this process, for whoever wants to watch it."""
@@ -173,18 +178,23 @@ class Worker:
         exchange = Exchange(task.program, clients, down, own, task.batches, task.reduce)
         cohort = assemble(problem, exchange, _tensors(task.memory), torch.tensor(task.key))
         parts: list[Part] = []
+        sums: dict[Span, Sum] = {}
         began = time.perf_counter()
-        for part in inner.parts(problem, programs, exchange, cohort, _tensor(task.order).split(task.lanes)):
+        pieces = _tensor(task.order).split(task.sizes)
+        for lane, part in zip(task.lanes, inner.parts(problem, programs, exchange, cohort, pieces), strict=True):
             parts.append(part)
+            for one in part.sums.values():
+                sums[lane, lane + 1] = one
+            sums = fold(sums)
             seconds.append(time.perf_counter() - began)
             began = time.perf_counter()
-        sums = [part.sums[lane] for lane, part in enumerate(parts) if part.sums]
-        names = sums[0].vectors if sums else ()
+        names = next(iter(sums.values())).vectors if sums else ()
         return {
             "where": _array(torch.cat([part.where for part in parts])),
             "vectors": arrays(join([part.vectors for part in parts])),
-            "sums": {name: _lanes([one.vectors[name] for one in sums]) for name in names},
-            "lane_weights": _array(torch.stack([one.weight for one in sums])) if sums else None,
+            "spans": list(sums),
+            "sums": {name: _rows([one.vectors[name] for one in sums.values()]) for name in names},
+            "sum_weights": _array(torch.stack([one.weight for one in sums.values()])) if sums else None,
             "weights": _array(torch.cat([part.weights for part in parts])),
             "metrics": arrays(join([part.metrics for part in parts])),
             "memory": arrays(join([part.memory for part in parts])),
@@ -193,19 +203,20 @@ class Worker:
         }
 
 
-def part_of(answer: dict[str, Any], lanes: list[int], rows: Tensor) -> Part:
-    """A worker's answer, with the lanes and rows of the whole exchange."""
-    sums: dict[int, Sum] = {}
-    if answer["lane_weights"] is not None:
-        weights = _tensor(answer["lane_weights"])
+def part_of(answer: dict[str, Any], rows: Tensor) -> Part:
+    """A worker's answer, with the rows of the whole exchange."""
+    sums: dict[Span, Sum] = {}
+    if answer["spans"]:
+        weights = _tensor(answer["sum_weights"])
         vectors = {
-            name: [_tensor(lane) for lane in value] if isinstance(value, list) else _tensor(value)
+            name: [_tensor(row) for row in value] if isinstance(value, list) else _tensor(value)
             for name, value in answer["sums"].items()
         }
-        for i, lane in enumerate(lanes):
-            # all others are added to lane 0, in place
-            one = {name: value[i].clone() if lane == 0 else value[i] for name, value in vectors.items()}
-            sums[lane] = Sum(one, weights[i])
+        for i, (first, after) in enumerate(answer["spans"]):
+            # others are added to the first of all and to the first of a group, in place
+            written = first == 0 or (first % GROUP == 0 and after == first + 1)
+            one = {name: value[i].clone() if written else value[i] for name, value in vectors.items()}
+            sums[first, after] = Sum(one, weights[i])
     return Part(
         rows[_tensor(answer["where"])],
         _tensors(answer["vectors"]),
@@ -217,8 +228,8 @@ def part_of(answer: dict[str, Any], lanes: list[int], rows: Tensor) -> Part:
     )
 
 
-def _lanes(rows: list[Tensor]) -> Any:
-    """A row for each lane: one array of small ones, for every array costs; large ones as they are, without a copy."""
+def _rows(rows: list[Tensor]) -> Any:
+    """A row for each sum: one array of small ones, for every array costs; large ones as they are, without a copy."""
     return [_array(row) for row in rows] if rows[0].nbytes >= COPIED else _array(torch.stack(rows))
 
 

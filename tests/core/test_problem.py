@@ -8,9 +8,11 @@ from torch import nn
 from torch.func import grad
 
 from fedopt import keys
-from fedopt.data import Federation, Split
-from fedopt.problem import LOSSES, Network, Problem, cross_entropy, logistic, squares
+from fedopt.data import Federation, Shards, Split
+from fedopt.engine.cohort import assemble, walk
+from fedopt.problem import LOSSES, Network, Problem, cross_entropy, layout, logistic, squares
 from fedopt.registry import ConfigError
+from fedopt.types import Batches, Exchange
 
 
 def federation(trial: bool = True) -> Federation:
@@ -102,3 +104,50 @@ def test_losses() -> None:
     wanted = torch.stack([cross_entropy(sequence[i], next_[i]).mean() for i in range(2)])
     torch.testing.assert_close(cross_entropy(sequence, next_), wanted)
     assert set(LOSSES) == {"cross_entropy", "squares", "logistic"}
+
+
+class _Images(nn.Module):
+    """A convolution whose outputs are made rows in one of several ways."""
+
+    def __init__(self, rows: str) -> None:
+        super().__init__()
+        self.conv, self.head, self.rows = nn.Conv2d(3, 2, 3), nn.Linear(2 * 4 * 4, 3), rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x))
+        if self.rows == "flatten":
+            return self.head(x.flatten(1))
+        if self.rows == "view":
+            return self.head(x.view(x.shape[0], -1))
+        return self.head(torch.as_strided(x, (x.shape[0], 32), (32, 1)))
+
+
+def _images(module: nn.Module) -> Problem:
+    torch.manual_seed(0)
+    train = Shards(torch.randn(5, 3, 6, 6), torch.arange(5), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 3, 5]))
+    network, initial = Network.of(module)
+    return Problem(network, Federation({"train": train}, {}, ("a", "b", "c"), ()), cross_entropy, initial)
+
+
+@pytest.mark.parametrize(
+    ("module", "wanted"),
+    [
+        (_Images("flatten"), torch.channels_last),
+        (_Images("view"), torch.contiguous_format),
+        (_Images("strides"), torch.contiguous_format),
+        (nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), torch.contiguous_format),
+    ],
+)
+def test_images_lie_channels_last_where_the_network_computes_the_same(
+    module: nn.Module, wanted: torch.memory_format
+) -> None:
+    p = _images(module)
+    before = torch.get_rng_state()
+    assert layout(p) == wanted
+    assert torch.equal(torch.get_rng_state(), before)
+    p = p._replace(layout=layout(p))
+    exchange = Exchange("train", torch.tensor([0]), dict(p.initial), batches=Batches(size=2))
+    batches = walk(p, exchange, assemble(p, exchange, {}, keys.root(0)))
+    assert batches is not None
+    x = batches.single(0)["x"]
+    assert x.is_contiguous(memory_format=wanted) and x.shape == (2, 3, 6, 6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedopt.engine.collect import LANE, LANES, gather, lanes, merge, to_mean
+from fedopt.engine.collect import GROUP, LANE, LANES, Part, fold, gather, lanes, merge, to_mean
 from fedopt.types import Exchange, Replies, Uplink
 
 
@@ -156,3 +156,32 @@ def test_a_small_piece_of_a_large_tensor_does_not_hold_the_rest() -> None:
     uplink = uplinks(3)._replace(vectors={"delta": large[:, :5]})
     part = gather(exchange(3, "rows"), [(0, torch.arange(3), uplink)])
     assert part.vectors["delta"].untyped_storage().nbytes() <= 3 * 5 * 4
+
+
+def _parts(all_: Uplink, asked: Exchange, n: int) -> list[Part]:
+    rows = (torch.tensor(list(lane)) for lane in lanes(n))
+    return [gather(asked, [(number, *take(all_, where))]) for number, where in enumerate(rows)]
+
+
+def test_groups_that_workers_added_up_give_the_same_bits_in_any_order() -> None:
+    n = LANES + 2 - LANES % GROUP  # the last group is not whole
+    all_, asked = uplinks(n), exchange(n, "mean")
+    wanted = merge(asked, _parts(all_, asked, n))
+    alone = _parts(all_, asked, n)
+    answers = []
+    for first, after in ((2 * GROUP, 4 * GROUP), (4 * GROUP + 1, len(alone)), (0, 2 * GROUP - 1)):
+        some = [copy.deepcopy(part) for part in alone[first:after]]
+        sums = fold({span: one for part in some for span, one in part.sums.items()})
+        answers += [part._replace(sums={}) for part in some[1:]] + [some[0]._replace(sums=sums)]
+    answers += [alone[2 * GROUP - 1], alone[4 * GROUP]]
+    assert (2 * GROUP, 3 * GROUP) in answers[2 * GROUP - 1].sums and (0, GROUP) in answers[-3].sums
+    got = merge(asked, answers)
+    assert torch.equal(got.vectors["delta"], wanted.vectors["delta"]) and torch.equal(got.weights, wanted.weights)
+    assert torch.equal(got.clients, wanted.clients)
+
+
+def test_a_sum_that_never_came_is_missed() -> None:
+    all_, asked = uplinks(6), exchange(6, "mean")
+    parts = _parts(all_, asked, 6)
+    with pytest.raises(RuntimeError, match=r"none of lane 2"):
+        merge(asked, [*parts[:2], *parts[3:]])

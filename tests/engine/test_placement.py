@@ -62,6 +62,15 @@ def test_a_call_has_so_many_lanes_at_most_and_one_where_nothing_is_known() -> No
     assert drained(Queues([[0, 1, 2]], None, 0.2, 2)) == [[0], [1], [2]]
 
 
+def test_groups_are_calls_until_the_last_of_a_queue() -> None:
+    queues = Queues([[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7]], [0.15] * 12, 0.2, 10, together=4)
+    assert queues.take(0) == [0, 1, 2, 3]
+    assert queues.take(0) == [8]
+    assert queues.take(1) == [4]
+    queues.back(0, [0, 1, 2, 3])
+    assert queues.take(0) == [0], "those of a dead worker are tried alone"
+
+
 def test_an_idle_worker_takes_from_the_longest_queue() -> None:
     queues = Queues([[], [0, 3], [1, 2, 4]], [1.0, 1.0, 3.0, 1.0, 3.0], 0.1, 10)
     assert queues.take(0) == [1]
