@@ -96,12 +96,13 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
     rejected: list[Rejection] = []
     sums: dict[Span, Sum] = {}
     for lane, rows, uplinks in blocks:
-        usable, wrong = screen(exchange.clients[rows], uplinks)
-        rejected += wrong
         if exchange.reduce == "mean":
             span = lane, lane + 1
-            sums[span] = weighted_sum(uplinks.vectors, uplinks.weight, usable if wrong else None, sums.get(span))
+            usable, wrong, sums[span] = _summed(exchange.clients[rows], uplinks, sums.get(span))
             uplinks = uplinks._replace(vectors={})
+        else:
+            usable, wrong = screen(exchange.clients[rows], uplinks)
+        rejected += wrong
         if wrong:
             rows = rows[usable.cpu()]
             uplinks = pytree.tree_map(lambda value: value[usable], uplinks)  # noqa: B023 - used at once
@@ -116,6 +117,20 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
         memory=join([u.memory for u in kept]),
         rejected=tuple(rejected),
     )
+
+
+def _summed(clients: Tensor, uplinks: Uplink, onto: Sum | None) -> tuple[Tensor, tuple[Rejection, ...], Sum]:
+    """What `screen` says, and the sum over the usable rows, added to `onto`."""
+    weights = uplinks.weight
+    if weights.numel() > 1 and bool((weights > 0).all()):
+        # a sum is finite only if each of its rows is, so memory is read once and not once more for the screening
+        total = weighted_sum(uplinks.vectors, weights)
+        if all(bool(torch.isfinite(value).all()) for value in total.vectors.values()):
+            usable, wrong = screen(clients, uplinks._replace(vectors={}))
+            if not wrong:
+                return usable, wrong, total if onto is None else _plus(onto, total)
+    usable, wrong = screen(clients, uplinks)
+    return usable, wrong, weighted_sum(uplinks.vectors, weights, usable if wrong else None, onto)
 
 
 def _alone(value: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fedopt.engine.collect import Part, gather, merge
 from fedopt.engine.serial import Serial
 from fedopt.engine.trace import Traced
 from fedopt.problem import Problem
-from fedopt.types import Carry, Client, ClientProgram, Exchange, Named, Programs, Replies, Uplink
+from fedopt.types import Batch, Carry, Client, ClientProgram, Exchange, Named, Programs, Replies, Uplink
 
 log = logging.getLogger(__name__)
 
@@ -154,13 +154,24 @@ class Stacked:
                     width = bucket(still)
                     carry = pytree.tree_map(lambda leaf: leaf[:width].contiguous(), carry)  # noqa: B023 - used at once
                     client = cohort.take(slice(0, width)).stacked()
-                carry = self._traced((program, "step"), step, client, carry, batches.batch(number, slice(0, width)))
+                batch = batches.batch(number, slice(0, width))
+                if number == 0:
+                    carry = self._first(program, client, carry, batch)
+                else:
+                    carry = self._traced((program, "step"), step, client, carry, batch)
             if done:
                 carry = pytree.tree_map(
                     lambda *leaves: torch.cat([leaves[0][:active], *leaves[1:]]), carry, *done[::-1]
                 )
         uplink: Uplink = self._traced((program, "finish"), finish, cohort.stacked(), carry)
         return uplink
+
+    def _first(self, program: ClientProgram, client: Client, carry: Carry, batch: Batch) -> Carry:
+        """The first step. What is still the same for all clients, as the model sent, makes one product for all."""
+        leaves, tree = pytree.tree_flatten(carry)
+        same = tuple(leaf.shape[0] > 1 and leaf.stride(0) == 0 for leaf in leaves)
+        carry = tree.unflatten([leaf[0] if one else leaf for leaf, one in zip(leaves, same, strict=True)])
+        return self._traced((program, "first", same), _step(program, tree, same), client, carry, batch)
 
     def measure(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
         """How many clients a micro-cohort may have; the same for the same model and data."""
@@ -188,6 +199,12 @@ def _stacked(program: ClientProgram) -> tuple[Callable[..., Any], Callable[..., 
         vmap(program.step, in_dims=(_CLIENTS, 0, 0)),
         vmap(program.finish, in_dims=(_CLIENTS, 0)),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _step(program: ClientProgram, tree: pytree.TreeSpec, same: tuple[bool, ...]) -> Callable[..., Any]:
+    """A step in which the leaves of the carry that are the `same` for all clients have no dimension for them."""
+    return vmap(program.step, in_dims=(_CLIENTS, tree.unflatten([None if one else 0 for one in same]), 0))
 
 
 def bucket(n: int) -> int:

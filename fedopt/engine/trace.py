@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
+
+from fedopt.engine.lower import lower
 
 log = logging.getLogger(__name__)
 
 Leaves = list[Tensor]
 
+Tree = Any
+"""How tensors are nested: None for a tensor, else (kind of container, names or None, trees of its members)."""
+
 PATIENCE = 3
 """Eager calls of a shape before it is traced; tracing costs as much as some hundred of them."""
 
-SLOW, LONG_PATIENCE = 0.05, 24
+SLOW, LONG_PATIENCE = 0.05, 12
 """A call that takes so many seconds may be long in operations too, so it has to recur more often."""
 
 PROOFS = 2
@@ -46,10 +49,12 @@ class Traced:
 
     def __call__(self, name: Hashable, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)`; `name` stands for the function, whose results depend on the arguments alone."""
-        leaves, spec = pytree.tree_flatten(args)
-        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        leaves: Leaves = []
+        try:
+            tree = _flatten(args, leaves)
+        except TypeError:
             return function(*args)
-        shape = (name, spec, *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves))
+        shape = (name, tree, *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves))
         known = self._known.get(shape)
         if known is None:
             known = self._known[shape] = _Shape()
@@ -58,7 +63,7 @@ class Traced:
         else:
             self._known.move_to_end(shape)
         if known.trusted:
-            return pytree.tree_unflatten(list(known.graph(*leaves)), known.result)
+            return _unflatten(known.result, iter(known.graph(*leaves)))
         started = time.perf_counter()
         result = function(*args)
         if not known.hopeless:
@@ -66,7 +71,7 @@ class Traced:
             known.calls += 1
             slow = time.perf_counter() - started > SLOW
             if known.calls >= (LONG_PATIENCE if slow else PATIENCE):
-                known.advance(function, spec, leaves, result)
+                known.advance(function, tree, leaves, result)
         return result
 
 
@@ -81,12 +86,13 @@ class _Shape:
         self.result: Any = None
         self._proofs = 0
 
-    def advance(self, function: Callable[..., Any], spec: Any, leaves: Leaves, result: Any) -> None:
+    def advance(self, function: Callable[..., Any], tree: Tree, leaves: Leaves, result: Any) -> None:
         """Make the graph, and trust it once it has repeated the eager run on `PROOFS` sets of values."""
-        wanted, self.result = pytree.tree_flatten(result)
+        wanted: Leaves = []
         try:
+            self.result = _flatten(result, wanted)
             if self._proofs == 0:
-                self.graph = _graph(function, spec, leaves)
+                self.graph = _graph(function, tree, leaves)
             found = self.graph(*leaves)
         except Exception as error:  # whatever cannot be traced runs as it is
             log.debug("not traced: %s: %s", type(error).__name__, error)
@@ -103,32 +109,53 @@ class _Shape:
 
 def load() -> None:
     """Import what the first trace would import, some 70 MB, so that a limit on memory set afterwards is not for it."""
-    _graph(torch.neg, pytree.tree_structure((torch.zeros(1),)), [torch.zeros(1)])
+    argument = torch.zeros(1)
+    _graph(torch.neg, _flatten((argument,), []), [argument])
 
 
-def _graph(function: Callable[..., Any], spec: Any, leaves: Leaves) -> Callable[..., tuple[Tensor, ...]]:
+def _flatten(value: Any, leaves: Leaves) -> Tree:
+    """Put the tensors of a nest of tuples, lists and dicts into `leaves` and say how they are nested.
+
+    What torch's own pytree does, several times faster, for these containers alone. Raises TypeError for others.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return None
+    if kind is dict:
+        return kind, tuple(value), tuple([_flatten(one, leaves) for one in value.values()])
+    if kind is tuple or kind is list or (isinstance(value, tuple) and hasattr(kind, "_fields")):
+        return kind, None, tuple([_flatten(one, leaves) for one in value])
+    raise TypeError(f"neither a tensor nor a tuple, list or dict: {kind.__name__}")
+
+
+def _unflatten(tree: Tree, leaves: Iterator[Tensor]) -> Any:
+    """The nest that `_flatten` took apart."""
+    if tree is None:
+        return next(leaves)
+    kind, names, parts = tree
+    values = [_unflatten(part, leaves) for part in parts]
+    if kind is dict:
+        return dict(zip(names, values, strict=True))
+    return values if kind is list else kind(values) if kind is tuple else kind(*values)
+
+
+def _graph(function: Callable[..., Any], tree: Tree, leaves: Leaves) -> Callable[..., tuple[Tensor, ...]]:
     def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
-        return tuple(pytree.tree_leaves(function(*pytree.tree_unflatten(list(leaves), spec))))
+        found: Leaves = []
+        _flatten(function(*_unflatten(tree, iter(leaves))), found)
+        return tuple(found)
 
-    # shapes without memory: a trace runs everything again, and one that fails for want of memory would keep its own
+    # a trace needs shapes alone, neither memory nor time for the values
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         # a tensor that stands for two arguments at first would stand for both in the graph for good
         apart: Leaves = [fake.from_tensor(leaf.detach()) for leaf in leaves]
         graph = make_fx(flat)(*apart)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        return _compiled(graph, apart)
-
-
-def _compiled(graph: torch.fx.GraphModule, leaves: Leaves) -> Callable[..., tuple[Tensor, ...]]:
-    """The graph in torch's own interpreter, which calls an operation several times faster than Python does."""
     if any(leaf.device.type != "cpu" for leaf in leaves):
-        return graph  # there, the interpreter would fuse operations, which rounds differently
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        script = torch.jit.trace(graph, tuple(leaves), check_trace=False)
-    called: Callable[..., tuple[Tensor, ...]] = script
-    return called
+        return graph  # there, torch's interpreter would fuse operations, which rounds differently
+    return lower(graph)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -61,7 +61,7 @@ def tiny(name: str, dtype: torch.dtype, pooled: bool = False, **options: Any) ->
                 inputs=inputs,
                 classes=3,
                 vocabulary=vocabulary,
-                key=keys.root(1),
+                key=keys.root(2),
                 dtype=dtype,
             )
         except ConfigError as error:
@@ -74,7 +74,7 @@ def tiny(name: str, dtype: torch.dtype, pooled: bool = False, **options: Any) ->
                 inputs=inputs,
                 classes=3,
                 vocabulary=vocabulary,
-                key=keys.root(1),
+                key=keys.root(2),
                 dtype=dtype,
             )
         return small_problem(pool(data) if pooled else data, module)
