@@ -49,8 +49,8 @@ The arms: fedopt with each of its executors, and with `auto`, measured after its
 FederatedAveraging, SimulatedBackend, without evaluation; in several processes over gloo); Flower 1.41.0 (its simulation
 on Ray, one core per client, FedAvg, a client app in plain torch that keeps its data and network between messages); and
 a loop in plain torch without a framework. *All threads* is one process with as many threads as cores. In the task with
-the LSTM everybody trains the same network, a scan over positions; the arms named *torch.nn.LSTM* compute the same
-function with torch's own layer, which cannot be stacked.
+the LSTM everybody trains the same function: the arms named *torch.nn.LSTM* with torch's own layer, the other peers with
+a scan over positions, fedopt with its `char_lstm`, which can be stacked and whose gradient is not autograd's of a scan.
 """
 
 COLUMNS = ("arm", "threads x processes", "updates/s", "s/round", "memory MB", "bytes", "start s", "first s", "accuracy",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import tasks
 from bench.arms.protocol import Line, serve
@@ -18,6 +18,7 @@ from fedopt import setup as setups
 from fedopt.data import Federation, Shards, Split
 from fedopt.engine.loop import Step, exchanges
 from fedopt.engine.memory import ClientMemory
+from fedopt.models.char_lstm import char_lstm
 from fedopt.participation.uniform import uniform
 from fedopt.problem import Problem
 from fedopt.types import Client, ClientProgram, Exchange, Info, Named, Programs, Replies, Uplink
@@ -36,6 +37,17 @@ def federation_of(task: tasks.Loaded) -> Federation:
         client_names=(),
         vocabulary=task.classes if task.task.net == "char_lstm" else None,
     )
+
+
+def network_of(task: tasks.Loaded) -> nn.Module:
+    """The task's network with its first weights; the recurrent one as fedopt has it, with its gradient written out."""
+    if task.task.net != "char_lstm":
+        return task.net()
+    module = char_lstm(
+        inputs=tuple(task.x.shape[1:]), classes=task.classes, vocabulary=task.classes, hidden=128, layers=1
+    )
+    module.load_state_dict(task.initial)
+    return module
 
 
 class _State(NamedTuple):
@@ -88,7 +100,7 @@ class Run:
         self.setup = setups.build(
             checked,
             data=federation_of(task),
-            model=task.net(),
+            model=network_of(task),
             strategy=Null(task.cohort) if spec.work == "null" else None,
         )
         torch.set_num_threads(checked.executor.threads)
