@@ -211,13 +211,16 @@ def _executor(config: Config) -> Executor:
     if asked.name == "serial":
         return Serial()
     if asked.name == "stacked":
-        return Stacked(asked.memory_mb, device, asked.precision)
+        return Stacked(asked.memory_mb, device, asked.precision, asked.threads)
     ray = _ray(config)
     if asked.name == "ray":
         if ray is None:
             raise ConfigError("executor.name", "'ray' needs the package ray: pip install 'fedopt[ray]'")
         return ray(asked.inner, asked.workers)
     inside: dict[str, Executor] = {"stacked": Stacked(asked.memory_mb, device, asked.precision)}
+    threads = asked.workers or cores()
+    if device == "cpu" and threads > 1:
+        inside[f"stacked x {threads}"] = Stacked(asked.memory_mb, device, asked.precision, threads)
     if device == "cpu" and asked.precision == "full":
         inside["serial"] = Serial()
     pools: dict[str, tuple[int, Callable[[], Executor]]] = {}

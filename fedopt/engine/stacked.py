@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Literal
 
 import torch
@@ -36,13 +37,17 @@ class Stacked:
     A micro-cohort is as wide as `memory_mb` allows. Its clients are ordered by their number of steps, the longest
     first, so that those who are done are always at the end and are cut off; ragged batches are padded and masked.
 
-    memory_mb: bound on a micro-cohort. device: where clients compute; the server is on the CPU.
+    memory_mb: bound on the micro-cohorts. device: where clients compute; the server is on the CPU.
     precision: `bf16` runs products in bfloat16 by torch's autocast; parameters and sums stay as they are.
+    threads: on the CPU, a cohort is cut into so many lanes that run side by side, each with one thread of torch. What
+        is traced runs without Python's lock, the rest in turn.
     """
 
     name = "stacked"
 
-    def __init__(self, memory_mb: float = 1024.0, device: str = "cpu", precision: Precision = "full") -> None:
+    def __init__(
+        self, memory_mb: float = 1024.0, device: str = "cpu", precision: Precision = "full", threads: int = 1
+    ) -> None:
         self.memory_mb = memory_mb
         self.device = torch.device(device)
         self.precision: Precision = precision
@@ -50,6 +55,8 @@ class Stacked:
         """Clients per micro-cohort, by program; measured once and kept with the run."""
         self.refused: dict[str, str] = {}
         """Programs that run serially, with the reason."""
+        self.lanes = threads if self.device.type == "cpu" else 1
+        self._pool: ThreadPoolExecutor | None = None
         self._serial = Serial()
         self._traced = Traced()
         self._moved: tuple[Problem, Problem] | None = None
@@ -71,7 +78,8 @@ class Stacked:
         if name not in self.refused:
             cohort = assemble(problem, exchange, memory, key)
             try:
-                return merge(exchange, self.parts(problem, programs, exchange, cohort, self.pieces(cohort)))
+                pieces = self.pieces(cohort, self.lanes)
+                return merge(exchange, self.parts(problem, programs, exchange, cohort, pieces))
             except Exception as error:  # anything may refuse to stack; the serial run names a real mistake
                 self._refuse(name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         try:
@@ -82,15 +90,19 @@ class Stacked:
             raise
 
     def plan(self) -> dict[str, Any]:
-        """Widths and refusals: a resumed run takes these over and does not measure again."""
-        return {"width": dict(self.width), "refused": dict(self.refused)}
+        """Widths, lanes and refusals: a resumed run takes these over and does not measure again."""
+        return {"width": dict(self.width), "lanes": self.lanes, "refused": dict(self.refused)}
 
     def restore(self, plan: dict[str, Any]) -> None:
         self.width.update(plan.get("width", {}))
+        self.lanes = plan.get("lanes", self.lanes)
         self.refused.update(plan.get("refused", {}))
 
     def close(self) -> None:
-        """Nothing to end."""
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def _refuse(self, program: str, reason: str) -> None:
         self.refused[program] = reason
@@ -109,21 +121,38 @@ class Stacked:
         cohort: Cohort,
         pieces: Sequence[Tensor],
     ) -> Iterator[Part]:
-        """The answers, piece by piece; a piece is a lane."""
-        for lane, rows in enumerate(pieces):
-            yield gather(exchange, self._blocks(problem, programs, exchange, cohort, lane, rows))
-
-    def _blocks(
-        self, problem: Problem, programs: Programs, exchange: Exchange, cohort: Cohort, lane: int, order: Tensor
-    ) -> Iterator[tuple[int, Tensor, Uplink]]:
+        """The answers, piece by piece; a piece is a lane. Several run side by side where there are threads for them."""
         there = self._there(problem)
         if exchange.program not in self.width:
             self.width[exchange.program] = self.measure(problem, exchange, cohort)
+
+        def part(lane: int, rows: Tensor) -> Part:
+            return gather(exchange, self._blocks(there, programs, exchange, cohort, lane, rows))
+
+        if self.lanes == 1 or len(pieces) == 1:
+            for lane, rows in enumerate(pieces):
+                yield part(lane, rows)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.lanes, "fedopt", initializer=torch.set_num_threads, initargs=(1,))
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            running = [self._pool.submit(part, lane, rows) for lane, rows in enumerate(pieces)]
+            wait(running)  # all of them, also if one fails: whoever takes over must be alone
+        finally:
+            torch.set_num_threads(before)
+        for future in running:
+            yield future.result()
+
+    def _blocks(
+        self, there: Problem, programs: Programs, exchange: Exchange, cohort: Cohort, lane: int, order: Tensor
+    ) -> Iterator[tuple[int, Tensor, Uplink]]:
         first = 0
         while first < order.numel():
             # a micro-cohort is padded to its first, longest walk: beside clients with much data there are few others
             longest = int(cohort.samples[order[first]]) * max(1, exchange.batches.epochs if exchange.batches else 1)
-            fitting = max(1, int(self.memory_mb * 2**20 / (_WALK_BYTES * max(longest, 1))))
+            fitting = max(1, int(self.memory_mb * 2**20 / (_WALK_BYTES * max(longest, 1) * self.lanes)))
             where = order[first : first + min(self.width[exchange.program], fitting)]
             first += where.numel()
             some = cohort.take(where)
@@ -174,11 +203,11 @@ class Stacked:
         return self._traced((program, "first", same), _step(program, tree, same), client, carry, batch)
 
     def measure(self, problem: Problem, exchange: Exchange, cohort: Cohort) -> int:
-        """How many clients a micro-cohort may have; the same for the same model and data."""
+        """How many clients a micro-cohort of each lane may have; the same for the same model and data."""
         vectors = 8 * problem.d * problem.dtype.itemsize  # model, gradient, optimizer, delta, and temporaries of each
         memory = sum(rows[0].numel() * rows.element_size() for rows in cohort.memory.values() if rows.shape[0])
         each = vectors + 3 * memory + _activations(problem, exchange, cohort)
-        return max(1, int(self.memory_mb * 2**20 / each))
+        return max(1, int(self.memory_mb * 2**20 / self.lanes / each))
 
     def _there(self, problem: Problem) -> Problem:
         """The problem on the device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -40,10 +41,13 @@ class Traced:
 
     The graph calls the operations that the eager run called, so results have the same bits; each graph has to show
     this before it is used, and one that differs is not used. What cannot be traced stays eager.
+
+    Threads may call: graphs run side by side, eager calls one at a time, for a module is no place for two at once.
     """
 
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, _Shape] = OrderedDict()
+        self._alone = threading.RLock()
         self.warming = False
         """Whether anything since this was last set to False ran eagerly and will be traced if it recurs."""
 
@@ -53,17 +57,22 @@ class Traced:
         try:
             tree = _flatten(args, leaves)
         except TypeError:
-            return function(*args)
+            with self._alone:
+                return function(*args)
         shape = (name, tree, *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves))
-        known = self._known.get(shape)
-        if known is None:
-            known = self._known[shape] = _Shape()
-            if len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(shape)
-        if known.trusted:
-            return _unflatten(known.result, iter(known.graph(*leaves)))
+        with self._alone:
+            known = self._known.get(shape)
+            if known is None:
+                known = self._known[shape] = _Shape()
+                if len(self._known) > KEPT:
+                    self._known.popitem(last=False)
+            else:
+                self._known.move_to_end(shape)
+            if not known.trusted:
+                return self._eager(known, function, args, tree, leaves)
+        return _unflatten(known.result, iter(known.graph(*leaves)))
+
+    def _eager(self, known: _Shape, function: Callable[..., Any], args: Any, tree: Tree, leaves: Leaves) -> Any:
         started = time.perf_counter()
         result = function(*args)
         if not known.hopeless:

@@ -164,6 +164,21 @@ def test_evaluation_on_clients(strategy: str) -> None:
     torch.testing.assert_close(stacked.weights, problem.data.splits["train"].sizes.double(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_lanes_side_by_side(strategy: str) -> None:
+    """Enough rounds that most of them run as graphs, in two threads at once; two runs have the same bits."""
+    problem = problem_for(strategy, "mlp")
+    made = compose(strategy, lr=0.1, batches=BATCHES, participation=three(problem))
+    runs = []
+    for _ in range(2):
+        executor = Stacked(threads=2)
+        runs.append(play(problem, made, 12, executor=executor))
+        executor.close()
+        assert not executor.refused
+    assert same_bits(*runs)
+    agree(runs[0], play(problem, made, 12))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer(name: str) -> None:
     both(tiny("mlp", torch.float64), "fedavg", optimizer=optimizer_of(name))
