@@ -36,8 +36,8 @@ class Auto:
     """Tries the executors one after another on the exchanges of each program and keeps the fastest for it.
 
     inside: executors within this process, by label; the first one is tried first.
-    pools: executors of several workers, by label, with the number of workers; made, and tried, only where a division of
-        the best time so far by that number would save `STARTING` seconds over the run.
+    pools: executors of several workers, by label, with the number of workers; made, and tried, only where a division by
+        that number would save `STARTING` seconds over the run. The last word of a label is that of the executor inside.
     exchanges: about how many exchanges the run will have.
 
     Seconds are compared per client and sample, so cohorts may differ.
@@ -138,13 +138,12 @@ class Auto:
         if not trial.pooled:
             trial.pooled = True
             seconds = trial.seconds[trial.best]
-            worth = [
-                label
-                for label, (workers, _) in self._pools.items()
-                if (seconds - seconds / workers) * self._exchanges > STARTING
-                # inside a pool, an executor that was left far behind alone will be behind too
-                and trial.rate.get(label.rpartition(" ")[2], 0.0) <= HOPELESS * trial.rate[trial.best]
-            ]
+            worth = []
+            for label, (workers, _) in self._pools.items():
+                # at best, workers divide the time that their kind of executor took alone
+                alone = trial.seconds.get(label.rpartition(" ")[2], seconds)
+                if (seconds - alone / workers) * self._exchanges > STARTING:
+                    worth.append(label)
             if worth:
                 trial.queue = worth[1:]
                 trial.begin(worth[0])

@@ -59,6 +59,9 @@ def lower(module: fx.GraphModule) -> Callable[..., tuple[Tensor, ...]]:
             raise TypeError(f"{node.op} {node.target} is no operation on tensors")
     graph.lint()
     function: Callable[..., tuple[Tensor, ...]] = torch._C._create_function_from_graph("fedopt", graph)
+    if any(node.target == torch.ops.aten.mkldnn_rnn_layer.default for node in module.graph.nodes):
+        # this one looks at whether gradients are enabled to know whether to give what its own gradient needs
+        return torch.enable_grad()(function)
     return function
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -24,10 +23,7 @@ Tree = Any
 """How tensors are nested: None for a tensor, else (kind of container, names or None, trees of its members)."""
 
 PATIENCE = 3
-"""Eager calls of a shape before it is traced; tracing costs as much as some hundred of them."""
-
-SLOW, LONG_PATIENCE = 0.05, 12
-"""A call that takes so many seconds may be long in operations too, so it has to recur more often."""
+"""Eager calls of a shape before it is traced, which costs some milliseconds for an operation."""
 
 PROOFS = 2
 """Sets of values on which a graph has to repeat the eager run before it takes its place."""
@@ -73,13 +69,11 @@ class Traced:
         return _unflatten(known.result, iter(known.graph(*leaves)))
 
     def _eager(self, known: _Shape, function: Callable[..., Any], args: Any, tree: Tree, leaves: Leaves) -> Any:
-        started = time.perf_counter()
         result = function(*args)
         if not known.hopeless:
             self.warming = True
             known.calls += 1
-            slow = time.perf_counter() - started > SLOW
-            if known.calls >= (LONG_PATIENCE if slow else PATIENCE):
+            if known.calls >= PATIENCE:
                 known.advance(function, tree, leaves, result)
         return result
 
