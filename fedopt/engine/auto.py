@@ -188,7 +188,8 @@ class _Trial:
         """An exchange of the present candidate."""
         self._run += 1
         others = [other for label, other in self.rate.items() if label != self.label]
-        far_behind = self._run > 1 and bool(others) and rate > HOPELESS * min(others)
+        # while it is warming up, what it takes says little of what it will take
+        far_behind = self._run > 1 and not warming and bool(others) and rate > HOPELESS * min(others)
         if (self._run == 1 or (warming and self._run <= WARM)) and not far_behind:
             return
         self._timed += 1

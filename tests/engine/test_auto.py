@@ -88,3 +88,23 @@ def test_a_choice_that_is_not_at_hand_is_an_error() -> None:
     auto.restore({"choice": {"train": "ray 2 x stacked"}, "plans": {"ray 2 x stacked": {}}})
     with pytest.raises(FedoptError, match=r"'ray 2 x stacked', which is not at hand.*fedopt\[ray\]"):
         play(small_problem(small_federation((5, 4, 6))), compose("fedavg"), 1, executor=auto)
+
+
+class Warming(Slowed):
+    """Slow while it is warming up, then at once."""
+
+    @property
+    def warming(self) -> bool:
+        return self.maps <= 3
+
+    def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
+        self.seconds = 0.1 if self.maps < 3 else 0.0
+        return super().map(problem, programs, exchange, memory, key)
+
+
+def test_what_is_warming_up_is_not_given_up() -> None:
+    problem = small_problem(small_federation((5, 4, 6)))
+    late = Warming(0.1)
+    auto = Auto({"even": Slowed(0.01), "late": late}, {}, exchanges=20)
+    play(problem, compose("fedavg"), ROUNDS, executor=auto)
+    assert auto.choice == {"train": "late"}
