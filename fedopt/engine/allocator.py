@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 """Of mallopt(3)."""
 
 _MOST = 2**31 - 1
@@ -20,4 +20,6 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _MOST))
+    # threads share one arena: another one is made of pieces of 64 MB, and what is larger comes from the system
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST, _ARENA_MAX: 1}
+    return all([bool(mallopt(name, value)) for name, value in settings.items()])
