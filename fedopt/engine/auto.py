@@ -28,6 +28,9 @@ WARM = 10
 HOPELESS = 3.0
 """A candidate that is so many times slower than the best is not measured again."""
 
+CLEARLY = 1.1
+"""How many times faster than the best within this process a pool has to be, for a few exchanges tell no less apart."""
+
 STARTING = 15.0
 """Seconds that a pool of workers has to save over the rest of the run to be worth its start."""
 
@@ -149,6 +152,11 @@ class Auto:
                 trial.begin(worth[0])
                 return
         best = trial.best
+        nearby = min(
+            (label for label in trial.rate if label not in self._pools), key=trial.rate.__getitem__, default=best
+        )
+        if trial.rate[nearby] < CLEARLY * trial.rate[best]:
+            best = nearby
         self.choice[program] = best
         others = ", ".join(f"{label} {rate * 1e6:.3g}" for label, rate in trial.rate.items() if label != best)
         self.reason[program] = f"{best} took {trial.rate[best] * 1e6:.3g} microseconds per client and sample; {others}"
