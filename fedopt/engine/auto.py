@@ -105,9 +105,13 @@ class Auto:
 
     def restore(self, plan: dict[str, Any]) -> None:
         """Go on with what was chosen; programs that were still on trial are tried again."""
-        self.choice.update(plan.get("choice", {}))
+        # elsewhere there may be more or fewer cores; an executor of the same kind goes on with the plan, which counts
+        known = (*self._executors, *self._pools)
+        alike = {_kind(label): label for label in known}
+        here = {label: label if label in known else alike.get(_kind(label), label) for label in plan.get("plans", {})}
+        self.choice.update({name: here.get(label, label) for name, label in plan.get("choice", {}).items()})
         self.reason.update(plan.get("reason", {}))
-        self._plans.update(plan.get("plans", {}))
+        self._plans.update({here[label]: value for label, value in plan.get("plans", {}).items()})
         for label in set(self._plans) & set(self._executors):
             self._executors[label].restore(self._plans[label])
 
@@ -165,6 +169,11 @@ class Auto:
         wanted = {*self.choice.values(), *(label for other in self._trials.values() for label in other.rate)}
         for label in set(self._pools) & set(self._executors) - wanted:
             self._executors.pop(label).close()
+
+
+def _kind(label: str) -> str:
+    """A label without the number of threads or workers."""
+    return "".join(letter for letter in label if not letter.isdigit())
 
 
 class _Trial:

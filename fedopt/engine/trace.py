@@ -23,7 +23,7 @@ Tree = Any
 """How tensors are nested: None for a tensor, else (kind of container, names or None, trees of its members)."""
 
 PATIENCE = 3
-"""Eager calls of a shape before it is traced, which costs some milliseconds for an operation."""
+"""Eager calls of a shape before it is traced; tracing takes as long as some of them."""
 
 PROOFS = 2
 """Sets of values on which a graph has to repeat the eager run before it takes its place."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedopt.models._options import Count, sizes
 from fedopt.registry import declare
+from fedopt.types import FedoptError
 
 _LSTM = 2
 """Of the kinds of recurrence that oneDNN knows."""
@@ -69,7 +70,7 @@ class _FirstOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise NotImplementedError(
+        raise FedoptError(
             "char_lstm has first derivatives only; a method that needs second derivatives needs another model"
         )
 

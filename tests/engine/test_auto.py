@@ -108,3 +108,16 @@ def test_what_is_warming_up_is_not_given_up() -> None:
     auto = Auto({"even": Slowed(0.01), "late": late}, {}, exchanges=20)
     play(problem, compose("fedavg"), ROUNDS, executor=auto)
     assert auto.choice == {"train": "late"}
+
+
+def test_a_run_goes_on_where_there_are_other_cores() -> None:
+    problem = small_problem(small_federation((5, 4, 6)))
+    there = Auto({"stacked": Slowed(0.03), "stacked x 2": Slowed(0.0)}, {}, exchanges=20)
+    play(problem, compose("fedavg"), ROUNDS, executor=there)
+    assert there.choice == {"train": "stacked x 2"}
+    more, plain = Slowed(0.0), Slowed(0.0)
+    here = Auto({"stacked": plain, "stacked x 8": more}, {}, exchanges=20)
+    here.restore(there.plan())
+    play(problem, compose("fedavg"), 2, executor=here)
+    assert (more.maps, plain.maps) == (2, 0)
+    assert here.plan()["plans"] == {"stacked x 8": more.plan()}
