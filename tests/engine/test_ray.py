@@ -20,6 +20,7 @@ pytest.importorskip("ray", reason="needs Ray: pip install 'fedopt[ray]'")
 import ray
 
 from fedopt import keys
+from fedopt.engine.collect import GROUP
 from fedopt.engine.ray import Ray
 from fedopt.engine.serial import ClientError, Serial
 from fedopt.engine.stacked import Stacked
@@ -275,8 +276,9 @@ def test_large_models_travel_once(executor: Ray, problem: Problem) -> None:
         got = mapped(executor, problem, work, asked(problem, down=down), inner)
         wanted = mapped(Serial(), problem, work, asked(problem, down=down))
         torch.testing.assert_close(got.vectors, wanted.vectors, rtol=1e-12, atol=0)
-        sums = len(SIZES) if inner == "serial" else 2
-        assert (1 + sums) * 1_600_000 < executor.serialised < (1.1 + sums) * 1_600_000
+        # Lanes that one worker happened to run in a row come home as one sum for each full group of them.
+        least, most = (len(SIZES) // GROUP + len(SIZES) % GROUP, len(SIZES)) if inner == "serial" else (2, 2)
+        assert (1 + least) * 1_600_000 < executor.serialised < (1.1 + most) * 1_600_000
     small = asked(problem, down={"params": torch.ones(3, dtype=torch.bfloat16)})
     same(mapped(executor, problem, work, small), mapped(Serial(), problem, work, small))
 
