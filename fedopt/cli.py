@@ -1,4 +1,4 @@
-"""The command line: run, resume, check, show, list, report, compare, export, replay."""
+"""The command line: run, sweep, resume, check, show, list, report, compare, export, replay."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from safetensors.torch import save
 from fedopt import config as configs
 from fedopt import execution, experiment
 from fedopt import setup as setups
+from fedopt import sweep as sweeps
 from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.engine.record import named_model, write_bytes
 from fedopt.registry import ConfigError, facts
 from fedopt.report import compare as comparison
 from fedopt.report import html, live, record, trackers
+from fedopt.report import sweep as tables
 from fedopt.types import FedoptError
 
 app = typer.Typer(
@@ -86,6 +88,38 @@ def run(
         _execute(setup, folder, quiet, resume=again)
     if len(done) > 1:
         _compare(done, _root(first) / "compare.html")
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A TOML file with a section [sweep]; see docs/sweep.md.")],
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/NAME by default.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the cells, which several sweeps may share; OUT/cells by default.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes, of one thread each.")] = 1,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; show what there is.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; write the page of what there is.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")] = False,
+) -> None:
+    """Run every cell of rules x attacks x ..., going on where it was stopped; what is finished is not run again."""
+    plan = sweeps.read(config, changes or [], out=out, cache=cache)
+    stopped = False
+    if table or report:
+        ledger = sweeps.results(plan)
+    else:
+        ledger, stopped = sweeps.run(plan, jobs, console=None if quiet else console)
+    if table or not (report or quiet):
+        console.print(tables.table(tables.read(plan.out), console.width))
+    counts = ledger.counts()
+    _say(", ".join(f"{count} {state}" for state, count in counts.items()))
+    _say(f"report: {plan.out / 'sweep.html'}")
+    if stopped:
+        _say("run the same command again to go on")
+        raise typer.Exit(130)
+    if not (table or report) and "failed" in counts:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -256,7 +290,7 @@ def _execute(setup: setups.Setup, folder: Path, quiet: bool, resume: bool) -> No
         if quiet:
             result = execution.execute(setup, folder, callbacks=follow, resume=resume)
         else:
-            with live.LiveView(config.run.rounds, title, console) as view:
+            with live.LiveView(config.run.rounds, title, console, attackers=setup.adversary.clients.tolist()) as view:
                 result = execution.execute(setup, folder, callbacks=[view.update, *follow], resume=resume)
     except BaseException:
         with contextlib.suppress(FedoptError, OSError):  # the report of a failed run must not hide why it failed

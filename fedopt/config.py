@@ -1,6 +1,7 @@
 """The experiment as a document: TOML in, a checked value out.
 
-    [run] [data] [model] [strategy] [participation] [aggregator] [[attack]] [compression] [optimizer] [executor]
+    [run] [data] [model] [strategy] [participation] [aggregator] [[attack]] [compression] [optimizer] [privacy]
+    [executor]
 
 A section that names a component holds the component's options beside the name. Everything is checked as a whole before
 anything runs: unknown sections, options and names with the nearest known one, missing options, wrong types.
@@ -18,6 +19,7 @@ import pydantic
 import tomli_w
 
 from fedopt import aggregators, attacks, compression, data, models, optimizers, participation, strategies
+from fedopt.aggregators import pre
 from fedopt.data import partitions
 from fedopt.problem import LOSSES
 from fedopt.registry import ConfigError, Registry, nearest
@@ -81,6 +83,8 @@ class Data(Component):
     test_share: float = pydantic.Field(0.2, ge=0, lt=1)
     valid_share: float = pydantic.Field(0.0, ge=0, lt=1)
     trial_samples: int = pydantic.Field(0, ge=0)
+    trial: Component | None = None
+    """A source that the server's trial samples are drawn from, in place of the training part."""
 
 
 class Model(Component):
@@ -111,6 +115,49 @@ class Attack(Component):
     share: float | None = pydantic.Field(None, gt=0, le=1)
     count: int | None = pydantic.Field(None, ge=1)
     clients: list[int] | None = None
+    along: int | None = pydantic.Field(None, ge=0)
+    """The number of an earlier attack whose clients carry out this one too: one on data, the other on vectors."""
+    first_round: int = pydantic.Field(0, ge=0)
+    """The attackers are honest before this round; the first round of a run is 0."""
+    last_round: int | None = pydantic.Field(None, ge=0)
+    rounds_share: float = pydantic.Field(1.0, gt=0, le=1)
+    """Each round is attacked with this probability."""
+    clients_share: float = pydantic.Field(1.0, gt=0, le=1)
+    """In a round that is attacked, each attacker takes part with this probability."""
+
+
+class Aggregator(Component):
+    """The aggregation rule, and what is done to the updates before it, in this order."""
+
+    pre: list[Component] = []
+
+
+class Adaptive(pydantic.BaseModel):
+    """The clipping norm follows a quantile of the clients' norms."""
+
+    model_config = CLOSED
+    quantile: float = pydantic.Field(0.5, ge=0, le=1)
+    """The share of clients that is not to be clipped."""
+    lr: float = pydantic.Field(0.2, gt=0)
+    """Step of the logarithm of the norm."""
+    count_noise: float | None = pydantic.Field(None, gt=0)
+    """Standard deviation of the noise on the number of clients that were not clipped; by default a twentieth of the
+    cohort, and at least the noise multiplier."""
+
+
+class Privacy(pydantic.BaseModel):
+    """Client-level differential privacy of the aggregate."""
+
+    model_config = CLOSED
+    clip: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    """C, how long a client's update may be; longer ones are cut to it. With `adaptive`, its first value."""
+    noise_multiplier: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
+    """z: the noise on the sum of updates has the standard deviation z C; solved for where target_epsilon is given."""
+    target_epsilon: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
+    """What all rounds of the run together may spend."""
+    delta: float | None = pydantic.Field(None, gt=0, lt=1)
+    """Of (epsilon, delta); N^-1.1 for N clients by default."""
+    adaptive: Adaptive | None = None
 
 
 class Executor(pydantic.BaseModel):
@@ -147,10 +194,11 @@ class Config(pydantic.BaseModel):
     model: Model = Model()
     strategy: Strategy = Strategy()
     participation: Component | None = None
-    aggregator: Component | None = None
+    aggregator: Aggregator | None = None
     attack: list[Attack] = []
     compression: Component = Component(name="none")
     optimizer: Component | None = None
+    privacy: Privacy | None = None
     executor: Executor = Executor()
 
     def to_toml(self) -> str:
@@ -165,10 +213,12 @@ class Config(pydantic.BaseModel):
 SECTIONS: dict[str, Registry] = {
     "data": data.registry,
     "data.partition": partitions.registry,
+    "data.trial": data.registry,
     "model": models.registry,
     "strategy": strategies.registry,
     "participation": participation.registry,
     "aggregator": aggregators.registry,
+    "aggregator.pre": pre.registry,
     "attack": attacks.registry,
     "compression": compression.registry,
     "optimizer": optimizers.registry,
@@ -176,7 +226,7 @@ SECTIONS: dict[str, Registry] = {
 }
 """Which room a section's component is looked up in."""
 
-NAMED_ONLY = ("run", "executor")
+NAMED_ONLY = ("run", "executor", "privacy")
 """Sections whose keys do not depend on their name."""
 
 WORDS = ("data", "model", "strategy", "participation", "aggregator", "compression", "optimizer", "executor")
@@ -295,7 +345,13 @@ def assign(document: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 def section_keys(section: str) -> list[str]:
     """The keys of a component's section that are not options of the component."""
-    sections: dict[str, type[Component]] = {"data": Data, "model": Model, "strategy": Strategy, "attack": Attack}
+    sections: dict[str, type[Component]] = {
+        "data": Data,
+        "model": Model,
+        "strategy": Strategy,
+        "attack": Attack,
+        "aggregator": Aggregator,
+    }
     return list(sections.get(section, Component).model_fields)
 
 
@@ -338,6 +394,7 @@ def components(config: Config) -> list[tuple[str, Component]]:
     found: list[tuple[str, Component | None]] = [
         ("data", config.data),
         ("data.partition", config.data.partition),
+        ("data.trial", config.data.trial),
         ("model", config.model),
         ("strategy", config.strategy),
         ("strategy.server", config.strategy.server),
@@ -347,6 +404,8 @@ def components(config: Config) -> list[tuple[str, Component]]:
         ("optimizer", config.optimizer),
     ]
     found += [(f"attack.{i}", attack) for i, attack in enumerate(config.attack)]
+    if config.aggregator is not None:
+        found += [(f"aggregator.pre.{i}", step) for i, step in enumerate(config.aggregator.pre)]
     return [(where, component) for where, component in found if component is not None]
 
 
@@ -363,7 +422,7 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _room(where: str) -> str:
-    return "attack" if where.startswith("attack.") else where
+    return where.rstrip("0123456789").rstrip(".")
 
 
 def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,12 +431,17 @@ def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
     for section in WORDS:
         if isinstance(spread.get(section), str):
             spread[section] = {"name": spread[section]}
-    for section, key in (("data", "partition"), ("strategy", "server")):
+    for section, key in (("data", "partition"), ("data", "trial"), ("strategy", "server")):
         table = spread.get(section)
         if isinstance(table, Mapping) and isinstance(table.get(key), str):
             spread[section] = {**table, key: {"name": table[key]}}
     if isinstance(spread.get("attack"), Mapping):
         spread["attack"] = [spread["attack"]]
+    rule = spread.get("aggregator")
+    if isinstance(rule, Mapping) and "pre" in rule:
+        steps = rule["pre"] if isinstance(rule["pre"], list) else [rule["pre"]]
+        named = [{"name": step} if isinstance(step, str) else step for step in steps]
+        spread["aggregator"] = {**rule, "pre": named}
     return spread
 
 

@@ -239,7 +239,11 @@ def _evaluation(setup: Setup, progress: Progress, before: int) -> dict[str, Any]
     model = setup.strategy.model(problem, state)
     if due(run.evaluate_every) and model is not None:
         device = setup.config.executor.device
-        found |= evaluate.on_server(setup.evaluated, {name: value.to(device) for name, value in model.items()})
+        there = {name: value.to(device) for name, value in model.items()}
+        found |= evaluate.on_server(setup.evaluated, there)
+        backdoors = evaluate.on_backdoors(setup.evaluated, there, (g.attack for g in setup.adversary.groups))
+        if backdoors:
+            found["backdoor"] = backdoors
     if due(run.evaluate_clients_every):
         programs = progress.programs or setup.strategy.programs(problem)
         everybody = torch.arange(problem.clients)
@@ -359,6 +363,7 @@ def _about(setup: Setup, status: str, reason: str, started: str) -> dict[str, An
         "rounds": setup.config.run.rounds,
         "strategy": setup.config.strategy.name,
         "portable": setup.portable,
+        **({} if setup.privacy is None else {"privacy": setup.privacy}),
     }
 
 

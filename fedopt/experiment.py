@@ -52,6 +52,7 @@ class Experiment:
     run_options: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
+    privacy: Mapping[str, Any] | None = None
 
     def setup(self) -> Setup:
         """Build and check, without running."""
@@ -64,6 +65,7 @@ class Experiment:
             "aggregator",
             "compression",
             "optimizer",
+            "privacy",
             "executor",
         ):
             value = getattr(self, name)

@@ -174,26 +174,71 @@ class Problem(NamedTuple):
             for x, y in zip(split.x.split(self.evaluation_batch), split.y.split(self.evaluation_batch), strict=True):
                 yield self.network.infer(params, buffers, x), y
 
+    def server_split(self, name: str) -> Split:
+        """Samples that the server holds. Raises ConfigError where it holds none of that name."""
+        if name not in self.data.server:
+            raise ConfigError(
+                f"data.{name}_samples", f"a {name} set is needed and none is held out; set it to 500, say"
+            )
+        return self.data.server[name]
+
     def trial(self, base: Named) -> Trial:
-        """The trial function around `base`: the mean loss on the server's trial split, as a function of a delta."""
-        if "trial" not in self.data.server:
-            raise ConfigError("data.trial_samples", "a trial set is needed and none is held out; set it to 500, say")
-        split = self.data.server["trial"]
+        """The trial function around `base`: the mean loss on the server's trial split, as a function of a delta.
+
+        Layers in evaluation mode, but batch normalisation takes the statistics of the trial batch: those that were
+        averaged at the server belong to no candidate.
+        """
+        split = self.server_split("trial")
+        network = self.network
         _, buffers = self.unpack(base)
+        own_statistics = any(isinstance(part, _Norm) for part in network.inference.modules())
+        module = _with_batch_statistics(network.inference) if own_statistics else network.inference
+        kept = {name for name, _ in module.named_buffers()}
+        rest = {n: t for n, t in {**network.fixed, **buffers}.items() if n in kept or n not in _buffer_names(network)}
+
+        def outputs_of(delta: Tensor, x: Tensor) -> Tensor:
+            params = network.spec.unflatten(base["params"] + delta)
+            outputs: Tensor = functional_call(module, {**params, **rest}, (x,))
+            return outputs
 
         def loss_of(delta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            params = self.network.spec.unflatten(base["params"] + delta)
-            return self.per_sample(self.network.infer(params, buffers, x), y).sum()
+            return self.per_sample(outputs_of(delta, x), y).sum()
 
-        def over_batches(function: Callable[[Tensor, Tensor, Tensor], Tensor], delta: Tensor) -> Tensor:
-            chunks = zip(split.x.split(self.evaluation_batch), split.y.split(self.evaluation_batch), strict=True)
-            total = sum((function(delta, x, y) for x, y in chunks), start=torch.zeros((), dtype=delta.dtype))
-            return total / split.y.shape[0]
+        def chunks(rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+            x, y = (split.x, split.y) if rows is None else (split.x[rows], split.y[rows])
+            return zip(x.split(self.evaluation_batch), y.split(self.evaluation_batch), strict=True)
 
-        return Trial(
-            loss=lambda deltas: over_batches(vmap(loss_of, in_dims=(0, None, None)), deltas).detach(),
-            grad=lambda delta: over_batches(grad(loss_of), delta),
-        )
+        def over_batches(function: Callable[..., Tensor], delta: Tensor, rows: Tensor | None) -> Tensor:
+            total = sum((function(delta, x, y) for x, y in chunks(rows)), start=delta.new_zeros(()))
+            return total / (split.y.shape[0] if rows is None else rows.numel())
+
+        def loss(deltas: Tensor, rows: Tensor | None = None) -> Tensor:
+            with torch.no_grad():
+                return over_batches(vmap(loss_of, in_dims=(0, None, None)), deltas, rows)
+
+        def outputs(deltas: Tensor) -> Tensor:
+            with torch.no_grad():
+                every = vmap(outputs_of, in_dims=(0, None))
+                return torch.cat([every(deltas, x) for x, _ in chunks(None)], dim=1)
+
+        return Trial(loss, lambda delta, rows=None: over_batches(grad(loss_of), delta, rows), outputs, split.y)
+
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+def _with_batch_statistics(module: nn.Module) -> nn.Module:
+    """A copy whose batch normalisation keeps no running statistics, so that it takes those of the batch."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if isinstance(part, _Norm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return module
+
+
+def _buffer_names(network: Network) -> set[str]:
+    return {name for name, _ in network.inference.named_buffers()}
 
 
 def layout(problem: Problem) -> torch.memory_format:

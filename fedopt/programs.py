@@ -15,8 +15,9 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from fedopt import keys
+from fedopt.data import Split, draw
 from fedopt.problem import Problem
-from fedopt.types import Batch, Client, ClientProgram, Named, Optimizer, Uplink
+from fedopt.types import Batch, Client, ClientProgram, Exchange, Named, Optimizer, Programs, Uplink
 
 Correction = Callable[[Client, Named, Named], Named]
 """(client, params, gradient) -> gradient: what FedProx, SCAFFOLD and their kin change."""
@@ -170,6 +171,26 @@ def gradient(problem: Problem) -> ClientProgram:
         return Uplink(vectors, metrics, {}, client.samples.to(problem.dtype))
 
     return ClientProgram(start, step, finish)
+
+
+def at_server(problem: Problem, programs: Programs, exchange: Exchange, split: Split, key: Tensor) -> Uplink:
+    """What the server itself answers to an exchange when `split` is its own data: an update to compare others with.
+
+    It starts from the first values of the clients' memory each time and keeps nothing.
+    """
+    size, held = exchange.batches, torch.tensor([split.y.shape[0]])
+    client = Client(exchange.down, {}, programs.memory, keys.fold(key, "server"), held[0])
+    program = programs.work[exchange.program]
+    with torch.no_grad():
+        carry = program.start(client)
+        if size is not None:
+            word = keys.fold(client.key, "batches")[None]
+            positions, mask = draw(held, word, size.size, size.epochs, size.steps, size.shuffle)
+            for rows, real in zip(positions[0], mask[0], strict=True):
+                x = split.x[rows[real]].contiguous(memory_format=problem.layout)
+                ones = torch.ones(x.shape[0], dtype=torch.bool)
+                carry = program.step(client, carry, {"x": x, "y": split.y[rows[real]], "mask": ones})
+        return program.finish(client, carry)
 
 
 class Scores(NamedTuple):

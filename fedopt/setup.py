@@ -5,19 +5,23 @@ Whatever can be known to be wrong before the first exchange is a ConfigError her
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedopt import aggregators, attacks, compression, data, keys, models, optimizers, participation, strategies
+from fedopt import aggregators, attacks, compression, data, keys, models, optimizers, participation, privacy, strategies
 from fedopt import config as configs
+from fedopt.aggregators import pre
 from fedopt.config import Config
 from fedopt.data import Dataset, Federation, federate, pool
-from fedopt.engine.adversary import Adversary, Group
+from fedopt.engine.adversary import Adversary, Group, Schedule
 from fedopt.engine.allocator import keep_freed
 from fedopt.engine.auto import Auto
 from fedopt.engine.loop import Executor
@@ -26,7 +30,7 @@ from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
 from fedopt.problem import LOSSES, Network, Problem, layout
 from fedopt.registry import ConfigError, facts, parameters
-from fedopt.types import Batches, Codec, Strategy
+from fedopt.types import Attack, Batches, Codec, Strategy
 
 INNER: tuple[Literal["stacked"], Literal["serial"]] = ("stacked", "serial")
 """What a worker may run its clients with."""
@@ -46,6 +50,8 @@ class Setup(NamedTuple):
     """The problem as the server evaluates on it: the server's splits, on the executor's device."""
     portable: bool
     """False if it holds objects that only Python code can give back (own module, own data, own strategy)."""
+    privacy: dict[str, Any] | None = None
+    """What [privacy] guarantees and how it was counted, for people."""
 
 
 def build(
@@ -74,12 +80,16 @@ def build(
     adversary = _adversary(config, federation.clients, key)
     federation = adversary.poison(federation, keys.fold(key, "poison"))
     problem = _problem(config, federation, model, key, dtype)
+    adversary = adversary._replace(fresh=_fresh(config, problem))
+    guarantee = None
+    if config.privacy is not None:
+        config, strategy, guarantee = _private(config, config.privacy, strategy, problem, adversary)
     executor = _executor(config)
     evaluated = problem
     if config.executor.device != "cpu":
         evaluated = problem._replace(data=federation._replace(splits={})).to(config.executor.device)
     codec = compression.build(config.compression.name, config.compression.options)
-    setup = Setup(config, problem, strategy, executor, adversary, codec, key, evaluated, portable)
+    setup = Setup(config, problem, strategy, executor, adversary, codec, key, evaluated, portable, guarantee)
     _check(setup)
     return setup
 
@@ -90,6 +100,7 @@ def _federation(config: Config, dataset: Dataset | None, key: Tensor) -> Federat
         dataset = data.registry.build(section.name, section.options, "data")
     if isinstance(dataset, Federation):
         return dataset
+    trial = section.trial
     return federate(
         dataset,
         clients=section.clients,
@@ -98,6 +109,7 @@ def _federation(config: Config, dataset: Dataset | None, key: Tensor) -> Federat
         test_share=section.test_share,
         valid_share=section.valid_share,
         trial_samples=section.trial_samples,
+        trial=None if trial is None else data.registry.build(trial.name, trial.options, "data.trial"),
         key=keys.fold(key, "data"),
     )
 
@@ -162,13 +174,18 @@ def _try_model(problem: Problem, name: str, loss: str) -> None:
 def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
     """Who attacks: lists as given, then the others drawn at random from those who are left."""
     free = keys.permutation(keys.fold(key, "attackers"), clients)
-    groups = []
+    groups: list[Group] = []
     for i, section in enumerate(config.attack):
         where = f"attack.{i}"
-        given = [n for n in ("share", "count", "clients") if getattr(section, n) is not None]
+        attack = attacks.build(section.name, section.options, where)
+        given = [n for n in ("share", "count", "clients", "along") if getattr(section, n) is not None]
         if len(given) != 1:
-            raise ConfigError(where, f"one of share, count or clients is needed; {', '.join(given) or 'none'} given")
-        if section.clients is not None:
+            raise ConfigError(
+                where, f"one of share, count, clients or along is needed; {', '.join(given) or 'none'} given"
+            )
+        if section.along is not None:
+            ids = _companions(groups, section.along, attack, where)
+        elif section.clients is not None:
             ids = torch.tensor(section.clients, dtype=torch.int64)
             wrong = [c for c in section.clients if not 0 <= c < clients]
             if wrong or ids.unique().numel() != ids.numel():
@@ -183,11 +200,53 @@ def _adversary(config: Config, clients: int, key: Tensor) -> Adversary:
                 )
             ids = free[:count]
         taken = ~torch.isin(ids, free)
-        if bool(taken.any()):
+        if section.along is None and bool(taken.any()):
             raise ConfigError(f"{where}.clients", f"client {int(ids[taken][0])} is in another attack already")
         free = free[~torch.isin(free, ids)]
-        groups.append(Group(attacks.build(section.name, section.options, where), ids.sort().values))
+        groups.append(Group(attack, ids.sort().values, _schedule(section, where)))
     return Adversary(tuple(groups))
+
+
+def _companions(groups: list[Group], along: int, attack: Attack, where: str) -> Tensor:
+    """The clients of an earlier attack of the other kind."""
+    if along >= len(groups):
+        raise ConfigError(f"{where}.along", f"the number of an attack before this one is needed; {along} given")
+    other = groups[along]
+    if other.on_data == (attack.vectors is None):
+        raise ConfigError(
+            f"{where}.along",
+            f"{other.attack.name} and {attack.name} are both on {'data' if other.on_data else 'vectors'}; the same"
+            " clients can carry out one attack on data and one on vectors",
+        )
+    return other.clients
+
+
+def _schedule(section: configs.Attack, where: str) -> Schedule:
+    first, last = section.first_round, section.last_round
+    if last is not None and last < first:
+        raise ConfigError(f"{where}.last_round", f"{last} lies before first_round = {first}")
+    return Schedule(first, last, section.rounds_share, section.clients_share)
+
+
+def _fresh(config: Config, problem: Problem) -> Callable[[Tensor], Tensor] | None:
+    """First parameters of the configured network by another key; None for a module of the user's own."""
+    data, section = problem.data, config.model
+    if ":" in section.name:
+        return None
+
+    def fresh(key: Tensor) -> Tensor:
+        module = models.build(
+            section.name,
+            section.options,
+            inputs=data.inputs,
+            classes=data.classes if data.task == "classification" else 1,
+            vocabulary=data.vocabulary,
+            key=key,
+            dtype=problem.dtype,
+        )
+        return Network.of(module, tuple(section.trainable))[1]["params"]
+
+    return fresh
 
 
 def _executor(config: Config) -> Executor:
@@ -270,8 +329,11 @@ def _strategy(config: Config) -> Strategy:
         selection = config.participation or configs.Component(name="uniform")
         parts["participation"] = participation.build(selection.name, selection.options)
     if "aggregator" in wants:
-        rule = config.aggregator or configs.Component(name="mean")
-        parts["aggregator"] = aggregators.build(rule.name, rule.options)
+        rule = config.aggregator or configs.Aggregator(name="mean")
+        parts["aggregator"] = pre.composed(
+            aggregators.build(rule.name, rule.options),
+            [pre.build(step.name, step.options, f"aggregator.pre.{i}") for i, step in enumerate(rule.pre)],
+        )
     if "optimizer" in wants:
         if config.optimizer is None:
             raise ConfigError(
@@ -296,6 +358,95 @@ def _strategy(config: Config) -> Strategy:
     return built
 
 
+def _private(
+    config: Config, asked: configs.Privacy, strategy: Strategy, problem: Problem, adversary: Adversary
+) -> tuple[Config, Strategy, dict[str, Any]]:
+    """The strategy on a private rule, the config with the noise that was solved for, and what is guaranteed."""
+    sample, cohort, counted = _counted(config, strategy, problem)
+    rounds, delta = config.run.rounds, asked.delta or problem.clients**-1.1
+    if not delta < 1:
+        raise ConfigError("privacy.delta", "with one client there is no default; give a number below 1")
+    z, target = asked.noise_multiplier, asked.target_epsilon
+    if z is None and target is None:
+        raise ConfigError("privacy.noise_multiplier", "give it, or target_epsilon, for which it is solved")
+    if z is None:
+        z = privacy.calibrated(target or 0.0, rounds, delta, sample)
+    spent = partial(privacy.epsilon, z, delta=delta, sample=sample)
+    adaptive, moving = None, asked.adaptive
+    if moving is not None:
+        adaptive = privacy.Adaptive(moving.quantile, moving.lr, moving.count_noise or max(cohort / 20, z))
+    rule = privacy.private(
+        getattr(strategy, "aggregator"),  # noqa: B009 - no strategy has to have one
+        noise_multiplier=z,
+        clip=asked.clip,
+        spent=spent,
+        adaptive=adaptive,
+        where="aggregator.pre" if config.aggregator is not None and config.aggregator.pre else "aggregator.name",
+    )
+    whole = spent(rounds)
+    if target is not None and whole > target * (1 + 1e-9):
+        within = bisect_right(range(rounds + 1), target, key=spent) - 1
+        raise ConfigError(
+            "privacy.target_epsilon",
+            f"{rounds} rounds with noise_multiplier = {z:.6g} spend {whole:.4g}, and {within} rounds no more than"
+            f" {target:.4g}; lower run.rounds, raise privacy.noise_multiplier, or leave it out of a new run to have it"
+            " solved for",
+        )
+    strategy = dataclasses.replace(strategy, aggregator=rule)  # type: ignore[type-var]
+    config = config.model_copy(update={"privacy": asked.model_copy(update={"noise_multiplier": z})})
+    seen = [g.attack.name for g in adversary.groups if g.attack.knowledge in ("colluders", "omniscient")]
+    uncovered = ["what metrics.jsonl and partition.json say of clients: losses, evaluations, counts, the clipped share"]
+    uncovered += [f"rows that the attack {name} makes of other clients' rows" for name in seen]
+    guarantee = {
+        "epsilon": whole,
+        "delta": delta,
+        "rounds": rounds,
+        "noise multiplier": z,
+        "neighbours": "one client replaced by any other",
+        "counted": f"{counted}; Rényi divergences of dp-accounting {version('dp-accounting')}",
+        "not covered": uncovered,
+    }
+    return config, strategy, guarantee
+
+
+def _counted(config: Config, strategy: Strategy, problem: Problem) -> tuple[privacy.Sample | None, int, str]:
+    """How cohorts are drawn as far as it amplifies privacy, how large they are, and the same in words."""
+    parts: set[str] = set()
+    if dataclasses.is_dataclass(strategy):
+        parts = {field.name for field in dataclasses.fields(strategy)}
+    if not (facts(type(strategy)).get("private") and {"participation", "aggregator"} <= parts):
+        known = [n for n in strategies.registry.builtin() if facts(strategies.registry.get(n)).get("private")]
+        raise ConfigError(
+            "privacy",
+            f"strategy '{config.strategy.name}' does not say that the server learns from clients by its rule alone, and"
+            f" noise on the rule's result covers nothing else; take {', '.join(known)}, or remove [privacy]",
+        )
+    if "buffers" in problem.initial:
+        raise ConfigError(
+            "model",
+            f"'{config.model.name}' has buffers (statistics of batch normalisation), which are sent and averaged beside"
+            ' the vector, without clipping and noise; take a model without them (norm = "group"), or remove [privacy]',
+        )
+    selection: Any = getattr(strategy, "participation")  # noqa: B009 - as above
+    clients, everybody = problem.clients, torch.arange(problem.clients)
+    cohort = selection.head_count(selection.init(problem), everybody)
+    drawn = facts(type(selection)).get("sampling")
+    if drawn not in ("uniform", "independent"):
+        raise ConfigError(
+            "participation.name",
+            f"{type(selection).__name__} does not say that whom it chooses is independent of the clients' data; what it"
+            " tells of them has no noise; take uniform, or remove [privacy]",
+        )
+    if cohort == clients:
+        return None, cohort, f"all {clients} clients in every round"
+    each = "every client in every round, without amplification by sampling"
+    if drawn != "uniform":
+        return None, cohort, f"{each}, since {type(selection).__name__} does not draw uniformly"
+    if strategy.programs(problem).memory:
+        return None, cohort, f"{each}, since clients remember when they took part"
+    return (clients, cohort), cohort, f"{cohort} of {clients} clients, uniformly without replacement, in every round"
+
+
 def _check(setup: Setup) -> None:
     """Every precondition that can be known before the first exchange."""
     config, problem = setup.config, setup.problem
@@ -312,16 +463,11 @@ def _check(setup: Setup) -> None:
         refusal = rule.admits(count)
         if refusal is not None:
             raise ConfigError("aggregator", refusal)
-        if "trial" in rule.needs and "trial" not in problem.data.server:
-            raise ConfigError(
-                "data.trial_samples", f"rule '{rule.name}' needs a trial set at the server; set it to 500, say"
-            )
-        if "reference" in rule.needs:
-            raise ConfigError(
-                "aggregator",
-                f"rule '{rule.name}' needs a reference update of the server's own, which"
-                f" strategy '{config.strategy.name}' does not compute; take another rule",
-            )
+        for offer, what in (("trial", "a trial set"), ("reference", "labelled samples of its own to train on")):
+            if offer in rule.needs and "trial" not in problem.data.server:
+                raise ConfigError(
+                    "data.trial_samples", f"rule '{rule.name}' needs {what} at the server; set it to 500, say"
+                )
     if config.run.evaluate_clients_every and "valid" not in problem.data.splits:
         raise ConfigError(
             "data.valid_share",
@@ -350,4 +496,5 @@ def describe(setup: Setup) -> dict[str, Any]:
         "attackers": setup.adversary.clients.tolist(),
         "rule scope": rule.scope if rule is not None else "none",
         "executor": setup.config.executor.name,
+        **({} if setup.privacy is None else {"privacy": setup.privacy}),
     }

@@ -154,7 +154,7 @@ class Optimizer(Protocol):
 
 
 Scope = Literal["linear", "coordinate", "vector"]
-Knowledge = Literal["own", "colluders", "omniscient", "data"]
+Knowledge = Literal["own", "colluders", "omniscient", "data", "samples"]
 
 
 class Rule(NamedTuple):
@@ -174,26 +174,46 @@ class Rule(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A trial function around the server's current point, for rules that score updates by their effect."""
+    """A trial function around the server's current point, for rules that score updates by their effect.
 
-    loss: Callable[[Tensor], Tensor]
-    """`deltas [k, d] -> losses [k]` at base + delta."""
-    grad: Callable[[Tensor], Tensor]
-    """`delta [d] -> gradient [d]` at base + delta."""
+    The `N` trial samples are held by the server; `rows`, an int64 tensor, picks some of them, all without it.
+    """
+
+    loss: Callable[..., Tensor]
+    """`(deltas [k, d], rows=None) -> [k]`, the mean loss at base + delta."""
+    grad: Callable[..., Tensor]
+    """`(delta [d], rows=None) -> [d]`, the gradient of that loss at base + delta."""
+    outputs: Callable[[Tensor], Tensor]
+    """`deltas [k, d] -> [k, N, ...]`, what the model at base + delta answers to each trial sample."""
+    y: Tensor
+    """Labels `[N, ...]`."""
+
+    @property
+    def size(self) -> int:
+        """N, how many trial samples there are."""
+        return self.y.shape[0]
 
 
 class Attack(NamedTuple):
-    """An attack in the form the engine calls.
+    """An attack in the form the engine calls; which of the three functions is there follows from `knowledge`.
 
-    `vectors(seen [k, d], b, key=..., n=...) -> [b, d]` gives the rows that the b attackers send; what is `seen`
-    follows from `knowledge`: each attacker's own row (`own`), all attackers' honest rows (`colluders`), or the honest
-    clients' rows (`omniscient`). An attack on data has `labels(labels, classes, key) -> labels` in place of it.
+    `vectors(seen [k, d], b, **offers) -> [b, d]` gives the rows that the b attackers send; what is `seen` is each
+    attacker's own row (`own`), all attackers' honest rows (`colluders`), or the honest clients' rows (`omniscient`).
+    `labels(labels, classes, key) -> labels` changes what an attacker trains on (`data`), and so does
+    `samples(x, y, classes=..., key=..., i=..., b=...) -> (x, y)`, that may change the samples as well (`samples`).
     """
 
     name: str
     knowledge: Knowledge
     vectors: Callable[..., Tensor] | None
     labels: Callable[..., Tensor] | None
+    samples: Callable[..., tuple[Tensor, Tensor]] | None = None
+    trigger: Callable[[Tensor], Tensor] | None = None
+    """Of a backdoor: a batch of samples with the whole trigger on each."""
+    target: int | None = None
+    """Of a backdoor: the class that the trigger is to call up."""
+    asks: frozenset[str] = frozenset()
+    """The offers that it names."""
 
 
 class Codec(Protocol):

@@ -3,7 +3,11 @@
 A rule is written as a plain function `name(updates, *, ...offers, ...options) -> Tensor`, or, with a memory over
 rounds, as a frozen dataclass of options with `init(n) -> state` and
 `apply(updates, state, **offers) -> (delta, state, info)`. It names what it needs from `OFFERS` among its parameters;
-`build` lifts both forms to `fedopt.types.Rule`.
+`build` lifts both forms to `fedopt.types.Rule`. Where it depends on the options what a class needs, the parameter has
+a default and the property `needs` names it.
+
+What a rule says of a round is `info`: numbers by name, `trust [n]` for the weights that it gave to the rows, and
+`kept_model`, a sentence, where it moves nothing for want of anything to trust.
 
 What a rule says about itself, with `fedopt.registry.declare`:
 
@@ -57,7 +61,7 @@ def lift(component: Component, options: Mapping[str, Any], where: str = "aggrega
     scope = declared.get("scope", "vector")
     if scope not in get_args(Scope):
         raise ConfigError(f"{where}.name", f"{name} declares the scope '{scope}'; one of {get_args(Scope)} is needed")
-    refuse = _precondition(name, declared, settings, where)
+    refuse = precondition(name, declared, settings, where)
     if inspect.isclass(component):
         value = _stateful(component, given, where)
         init, work = value.init, value.apply
@@ -67,6 +71,8 @@ def lift(component: Component, options: Mapping[str, Any], where: str = "aggrega
         named = inspect.signature(component).parameters
     offers = {p.name: p for p in named.values() if p.name in OFFERS}
     needs = frozenset(offer for offer, p in offers.items() if p.default is inspect.Parameter.empty)
+    if inspect.isclass(component):
+        needs |= frozenset(getattr(value, "needs", ()))
 
     def apply(updates: Tensor, state: State, **offered: Any) -> tuple[Tensor, State, Info]:
         message = refuse(updates.shape[0])
@@ -113,9 +119,10 @@ def _stateful(rule: Component, given: Mapping[str, Any], where: str) -> Any:
     return value
 
 
-def _precondition(
+def precondition(
     name: str, declared: Mapping[str, Any], settings: Mapping[str, Any], where: str
 ) -> Callable[[int], str | None]:
+    """`n -> None | words`: whether n clients are enough for a component that declares `admits` and `requires`."""
     admits = declared.get("admits")
     if admits is None:
         return lambda n: None

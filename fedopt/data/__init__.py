@@ -9,7 +9,7 @@ Files are found below the folder that the environment variable FEDOPT_DATA names
 from __future__ import annotations
 
 from fedopt.data._batches import draw
-from fedopt.data._federate import counts, federate, pool, relabel
+from fedopt.data._federate import counts, federate, pool, relabel, resample
 from fedopt.data._paths import data_path
 from fedopt.data._values import Dataset, Federation, Parts, Shards, Split
 from fedopt.registry import Registry
@@ -29,4 +29,5 @@ __all__ = [
     "pool",
     "registry",
     "relabel",
+    "resample",
 ]

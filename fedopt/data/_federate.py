@@ -28,6 +28,7 @@ def federate(
     test_share: float = 0.2,
     valid_share: float = 0.0,
     trial_samples: int = 0,
+    trial: Dataset | None = None,
     key: Tensor,
 ) -> Federation:
     """Hold out the server's samples, spread the others over clients, and split off every client's own `valid` samples.
@@ -39,6 +40,7 @@ def federate(
     valid_share: share of each client's samples in his `valid` split, at least one if he has two; he always keeps one
         to train on. With 0 there is no such split.
     trial_samples: samples of the training part that go to the server's `trial` split, class by class.
+    trial: another data set of the same kind that the `trial` split is drawn from instead; 0 samples take all of it.
     key: counter key; the same key gives the same federation.
 
     Samples of sequences and of regressions are held out without regard to their labels.
@@ -57,11 +59,13 @@ def federate(
         held[_stratified(classes, max(1, round(test_share * samples)), fold(key, "test"))] = True
         server["test"] = Split(dataset.x[held], dataset.y[held])
     train = torch.nonzero(~held).flatten()
-    if trial_samples >= len(train):
+    if trial is None and trial_samples >= len(train):
         raise ConfigError(
             "data.trial_samples", f"{trial_samples} was given, and the training part has {len(train)} samples; lower it"
         )
-    if trial_samples:
+    if trial is not None:
+        server["trial"] = _drawn(trial, dataset, trial_samples, fold(key, "trial"))
+    elif trial_samples:
         chosen = _stratified(classes[train], trial_samples, fold(key, "trial"))
         server["trial"] = Split(dataset.x[train[chosen]], dataset.y[train[chosen]])
         rest = torch.ones(len(train), dtype=torch.bool)
@@ -82,6 +86,23 @@ def federate(
         names = tuple(dataset.group_names[group] for group in dataset.groups[first].tolist())
     splits = _client_splits(dataset, index, sizes, valid_share, fold(key, "valid"))
     return Federation(splits, server, dataset.class_names, names, dataset.task, dataset.vocabulary)
+
+
+def _drawn(trial: Dataset, dataset: Dataset, samples: int, key: Tensor) -> Split:
+    """So many samples of the trial source, class by class."""
+    kinds = [(d.x.shape[1:], d.x.dtype, d.y.shape[1:], d.class_names, d.task) for d in (dataset, trial)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(
+            "data.trial",
+            f"samples of the same kind as the clients' are needed: {list(kinds[0][0])} {kinds[0][1]}, classes"
+            f" {', '.join(kinds[0][3])}; it gives {list(kinds[1][0])} {kinds[1][1]}, classes {', '.join(kinds[1][3])}",
+        )
+    if samples in (0, len(trial.y)):
+        return Split(trial.x, trial.y)
+    if samples > len(trial.y):
+        raise ConfigError("data.trial_samples", f"{samples} was given, and data.trial has {len(trial.y)} samples")
+    chosen = _stratified(_classes(trial), samples, key)
+    return Split(trial.x[chosen], trial.y[chosen])
 
 
 def pool(federation: Federation) -> Federation:
@@ -112,6 +133,35 @@ def relabel(shards: Shards, client_ids: Clients, labels_function: Callable[[Tens
             )
         y[own] = changed
     return shards._replace(y=y)
+
+
+def resample(
+    shards: Shards, client_ids: Clients, change: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+) -> Shards:
+    """Other samples and labels for some clients: `change(x [k, ...], y [k, ...], client) -> (x, y)` of the same shapes.
+
+    What they change is stored beside the source's samples, which stay as they are for all others.
+
+    Raises FedoptError for an unknown client and for samples or labels of another shape or dtype.
+    """
+    labels: dict[int, Tensor] = {}
+    added, index, end = [], shards.index.clone(), shards.x.shape[0]
+    for client in increasing(client_ids).tolist():
+        if not 0 <= client < shards.clients:
+            raise FedoptError(f"clients 0 to {shards.clients - 1} can get other samples, client {client} was given")
+        own = slice(int(shards.offsets[client]), int(shards.offsets[client + 1]))
+        x, y = shards.x[index[own]], shards.y[own]
+        changed, labels[client] = change(x, y, client)
+        if changed.shape != x.shape or changed.dtype != x.dtype:
+            raise FedoptError(
+                f"{x.dtype} samples of shape {list(x.shape)} were needed for client {client}, the function of samples"
+                f" returned {changed.dtype} of shape {list(changed.shape)}"
+            )
+        added.append(changed)
+        index[own] = torch.arange(end, end + changed.shape[0])
+        end += changed.shape[0]
+    shards = shards._replace(x=torch.cat([shards.x, *added]), index=index)
+    return relabel(shards, list(labels), lambda y, client: labels[client])
 
 
 def counts(federation: Federation, split: str = "train", clients: Tensor | None = None) -> Tensor:

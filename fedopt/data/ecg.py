@@ -41,6 +41,7 @@ def ecg(
     decimate: Positive = 1,
     normalise: bool = True,
     annotator: str = "atr",
+    positive: Literal["N", "S", "V", "F", "Q"] | None = None,
 ) -> Dataset:
     """Beats around the annotated R peaks: x `[S, leads, (before + after) / decimate]` float32, y in N, S, V, F, Q.
 
@@ -53,6 +54,7 @@ def ecg(
     decimate: replace this many neighbouring samples by their mean, for speed.
     normalise: give every beat and lead mean 0 and deviation 1; otherwise millivolts.
     annotator: suffix of the annotation files.
+    positive: a class that is told from all the others; y is then 1 for it and 0 for them.
 
     Beats whose window leaves the recording or holds an invalid sample are left out.
 
@@ -105,7 +107,18 @@ def ecg(
     owner = torch.tensor([people.index(person.get(name, name)) for name in trained])
     groups = torch.repeat_interleave(owner, torch.tensor([len(read[name].y) for name in trained]))
     test = split([name for name in names if name in held_out]) if held_out else None
-    return Dataset(*split(trained), CLASSES, groups, tuple(people), test)
+    data = Dataset(*split(trained), CLASSES, groups, tuple(people), test)
+    return data if positive is None else _binary(data, positive)
+
+
+def _binary(data: Dataset, positive: str) -> Dataset:
+    """One class against the others."""
+
+    def told(y: torch.Tensor) -> torch.Tensor:
+        return (y == CLASSES.index(positive)).to(y.dtype)
+
+    test = None if data.test is None else data.test._replace(y=told(data.test.y))
+    return data._replace(y=told(data.y), class_names=(f"not {positive}", positive), test=test)
 
 
 def _read(wfdb: Any, root: Path, name: str, annotator: str, leads: str | int, before: int, after: int) -> _Beats:

@@ -9,9 +9,39 @@ import torch
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.data import Federation, relabel
-from fedopt.engine.collect import screen, to_mean
-from fedopt.types import Attack, Exchange, Named, Replies, Uplink
+from fedopt.data import Federation, Shards, relabel, resample
+from fedopt.engine.collect import join, screen, to_mean
+from fedopt.types import Attack, Exchange, FedoptError, Named, Replies, Uplink
+
+ALTERED = "train altered by attack "
+"""Splits with this name hold what attackers train on in those rounds alone in which they attack."""
+
+Execute = Callable[[Exchange], Replies]
+
+
+class Schedule(NamedTuple):
+    """When a group attacks: in rounds `first ... last`, each with probability `rounds`, each client with `clients`."""
+
+    first: int = 0
+    last: int | None = None
+    rounds: float = 1.0
+    clients: float = 1.0
+
+    @property
+    def constant(self) -> bool:
+        return self == Schedule()
+
+    def active(self, clients: Tensor, number: int, key: Tensor) -> Tensor:
+        """Those of the clients that attack in this round; the draw is the same in all exchanges of a round."""
+        if number < self.first or (self.last is not None and number > self.last):
+            return clients[:0]
+        word = keys.fold(key, "schedule", number)
+        if self.rounds < 1.0 and bool(keys.uniform(word, 1)[0] >= self.rounds):
+            return clients[:0]
+        if self.clients < 1.0:
+            each = torch.stack([keys.uniform(keys.fold(word, int(client)), 1)[0] for client in clients])
+            return clients[each < self.clients]
+        return clients
 
 
 class Group(NamedTuple):
@@ -19,60 +49,169 @@ class Group(NamedTuple):
 
     attack: Attack
     clients: Tensor
+    schedule: Schedule = Schedule()
+
+    @property
+    def on_data(self) -> bool:
+        return self.attack.vectors is None
+
+
+class Moment(NamedTuple):
+    """Where the federation stands when an exchange is attacked."""
+
+    key: Tensor
+    """Of the exchange."""
+    run: Tensor
+    """Of the run."""
+    round: int
+    moved: Callable[[Replies], Tensor] | None = None
+    """What the server's model moves by when it gets these replies `[d]`."""
 
 
 class Adversary(NamedTuple):
-    """All attackers of a run, fixed at its start; a client is in one group at most."""
+    """All attackers of a run, fixed at its start; a client is in one group on data and in one on vectors at most."""
 
     groups: tuple[Group, ...] = ()
+    fresh: Callable[[Tensor], Tensor] | None = None
+    """`key -> [d]`, first parameters as another run would draw them."""
 
     @property
     def clients(self) -> Tensor:
         """Ids of all attackers, increasing."""
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *(g.clients for g in self.groups)]).sort().values
+        every = torch.cat([torch.zeros(0, dtype=torch.int64), *(g.clients for g in self.groups)])
+        ids: Tensor = torch.unique(every, sorted=True)
+        return ids
 
     def poison(self, data: Federation, key: Tensor) -> Federation:
-        """The data as the clients hold it, after the attacks on data; the server's splits stay clean."""
+        """The data as the clients hold it, after the attacks on data; the server's splits stay clean.
+
+        What is altered in some rounds only goes to a split of its own beside the honest one.
+        """
         splits = dict(data.splits)
-        for number, (attack, clients) in enumerate(self.groups):
-            if attack.labels is not None:
-                flip = _flip(attack.labels, data.classes, keys.fold(key, "poison", number))
-                splits["train"] = relabel(splits["train"], clients, flip)
+        for number, group in enumerate(self.groups):
+            if group.on_data:
+                word = keys.fold(key, "poison", number)
+                name = "train" if group.schedule.constant else f"{ALTERED}{number}"
+                splits[name] = _altered(splits["train"], group, data.classes, word)
         return data._replace(splits=splits)
 
-    def attacked(self, execute: Callable[[Exchange], Replies], exchange: Exchange, key: Tensor) -> Replies:
+    def attacked(self, execute: Execute, exchange: Exchange, moment: Moment) -> Replies:
         """`execute(exchange)` with the attackers' vectors replaced by what their attack makes of them.
 
         An attack on vectors sees rows, so a weighted mean is formed here after the attack. It changes every vector that
         has the length of the model (delta, control variates); the rest is sent as computed.
         """
-        active = [(n, g) for n, g in enumerate(self.groups) if g.attack.vectors is not None]
-        if not active:
+        active = [g.schedule.active(g.clients, moment.round, keys.fold(moment.run, n)) for n, g in self._numbered()]
+        writing = [(n, g._replace(clients=active[n])) for n, g in self._numbered() if not g.on_data]
+        writing = [(n, g) for n, g in writing if bool(torch.isin(exchange.clients, g.clients).any())]
+        altered = [(n, active[n]) for n, g in self._numbered() if g.on_data and not g.schedule.constant]
+        altered = [(n, clients) for n, clients in altered if bool(torch.isin(exchange.clients, clients).any())]
+        if exchange.batches is None or exchange.batches.split != "train":
+            altered = []
+        if not writing and not altered:
             return execute(exchange)
-        replies = execute(exchange._replace(reduce="rows"))
-        attackers = torch.isin(replies.clients, self.clients)
+        rows = exchange._replace(reduce="rows")
+        replies = _divided(execute, rows, altered) if altered else execute(rows)
+        for number, group in writing:
+            replies = self._written(replies, number, group, exchange, moment)
+        return _again(replies, exchange)
+
+    def _numbered(self) -> list[tuple[int, Group]]:
+        return list(enumerate(self.groups))
+
+    def _written(self, replies: Replies, number: int, group: Group, exchange: Exchange, moment: Moment) -> Replies:
+        """The replies after one group has written its rows."""
+        attack = group.attack
+        assert attack.vectors is not None
+        delta = replies.vectors.get("delta")
+        mine = torch.isin(replies.clients, group.clients)
+        b, n = int(mine.sum()), replies.clients.numel()
+        if delta is None or b == 0:
+            return replies
+        honest = ~torch.isin(replies.clients, self.clients)
         vectors = dict(replies.vectors)
-        delta = vectors.get("delta")
         for name, rows in replies.vectors.items():
-            if delta is None or rows.shape != delta.shape:
+            if rows.shape != delta.shape:
                 continue
-            for number, group in active:
-                mine = torch.isin(replies.clients, group.clients)
-                b = int(mine.sum())
-                if b == 0:
-                    continue
-                honest = rows[~attackers]
-                # where every client of the cohort is an attacker, their own answers are all there is to see
-                seen = honest if group.attack.knowledge == "omniscient" and honest.shape[0] else rows[mine]
-                word = keys.fold(key, "attack", number, name)
-                assert group.attack.vectors is not None
-                sent = group.attack.vectors(seen, b=b, n=replies.clients.numel(), key=word)
-                vectors[name] = vectors[name].clone()
-                vectors[name][mine] = sent
-        return _again(replies._replace(vectors=vectors, exchange=exchange))
+
+            def put(sent: Tensor, name: str = name, rows: Tensor = rows, others: Named = vectors) -> Named:
+                changed = rows.clone()
+                changed[mine] = sent
+                return {**others, name: changed}
+
+            def outcome(sent: Tensor, put: Callable[[Tensor], Named] = put) -> Tensor:
+                assert moment.moved is not None
+                return moment.moved(_again(replies._replace(vectors=put(sent)), exchange))
+
+            # where every client of the cohort is an attacker, their own answers are all there is to see
+            omniscient = attack.knowledge == "omniscient" and bool(honest.any())
+            offers = {
+                "n": n,
+                "key": keys.fold(moment.key, "attack", number, name),
+                "round": moment.round,
+                "own": rows[mine],
+                "model": exchange.down.get("params"),
+                "fresh": self.fresh,
+                "outcome": outcome if moment.moved is not None and attack.knowledge == "omniscient" else None,
+            }
+            vectors = put(attack.vectors(rows[honest] if omniscient else rows[mine], b, **offers))
+        return replies._replace(vectors=vectors)
 
 
-def _again(replies: Replies) -> Replies:
+def _altered(shards: Shards, group: Group, classes: int, key: Tensor) -> Shards:
+    """A split as the group's clients hold it."""
+    labels, samples, b = group.attack.labels, group.attack.samples, group.clients.numel()
+    if labels is not None:
+        return relabel(shards, group.clients, lambda y, c: labels(y, classes=classes, key=keys.fold(key, c)))
+    if samples is None:
+        raise FedoptError(f"the attack {group.attack.name} changes neither vectors nor labels nor samples")
+    number = {client: i for i, client in enumerate(group.clients.tolist())}
+    return resample(
+        shards,
+        group.clients,
+        lambda x, y, c: samples(x, y, classes=classes, key=keys.fold(key, c), i=number[c], b=b),
+    )
+
+
+def _divided(execute: Execute, exchange: Exchange, altered: list[tuple[int, Tensor]]) -> Replies:
+    """The exchange in parts: attackers on the data that they altered, all others on their own; rows in client order."""
+    asked, batches = exchange.clients, exchange.batches
+    assert batches is not None
+    left = torch.ones(asked.numel(), dtype=torch.bool)
+    parts = []
+    for number, clients in altered:
+        mine = torch.isin(asked, clients) & left
+        left &= ~mine
+        parts.append((mine, f"{ALTERED}{number}"))
+    answers = [
+        execute(
+            exchange._replace(
+                clients=asked[some],
+                own={name: value[some] for name, value in exchange.own.items()},
+                batches=batches._replace(split=split),
+            )
+        )
+        for some, split in [*parts, (left, batches.split)]
+        if bool(some.any())
+    ]
+    clients = torch.cat([a.clients for a in answers])
+    order = torch.argsort(clients)
+
+    def rows(of: Callable[[Replies], Named]) -> Named:
+        return {name: value[order] for name, value in join([of(a) for a in answers]).items()}
+
+    return Replies(
+        exchange=exchange,
+        clients=clients[order],
+        vectors=rows(lambda a: a.vectors),
+        weights=torch.cat([a.weights for a in answers])[order],
+        metrics=rows(lambda a: a.metrics),
+        memory=rows(lambda a: a.memory),
+        rejected=tuple(sorted(rejection for a in answers for rejection in a.rejected)),
+    )
+
+
+def _again(replies: Replies, exchange: Exchange) -> Replies:
     """Screen rows that an attack wrote, then give the form that the strategy asked for."""
     usable, rejected = screen(replies.clients, Uplink(replies.vectors, {}, {}, replies.weights))
 
@@ -80,6 +219,7 @@ def _again(replies: Replies) -> Replies:
         return {name: value[usable] for name, value in named.items()}
 
     replies = replies._replace(
+        exchange=exchange,
         clients=replies.clients[usable],
         vectors=rows(replies.vectors),
         weights=replies.weights[usable],
@@ -87,8 +227,4 @@ def _again(replies: Replies) -> Replies:
         memory=rows(replies.memory),
         rejected=tuple(sorted((*replies.rejected, *rejected))),
     )
-    return to_mean(replies) if replies.exchange.reduce == "mean" else replies
-
-
-def _flip(labels: Callable[..., Tensor], classes: int, key: Tensor) -> Callable[[Tensor, int], Tensor]:
-    return lambda y, client: labels(y, classes=classes, key=keys.fold(key, client))
+    return to_mean(replies) if exchange.reduce == "mean" else replies

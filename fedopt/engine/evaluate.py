@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fedopt.engine.loop import Executor
 from fedopt.engine.memory import ClientMemory
 from fedopt.problem import Problem
 from fedopt.programs import predictions
-from fedopt.types import Batches, Exchange, Named, Programs
+from fedopt.types import Attack, Batches, Exchange, Named, Programs
 
 PER_CLASS = 50
 """Per-class figures are given up to this number of classes."""
@@ -38,6 +39,23 @@ def on_server(problem: Problem, model: Named, split: str = "test") -> dict[str, 
     found: dict[str, Any] = {"loss": loss / max(data.y.shape[0], 1)}
     if problem.data.task == "classification":
         found |= scores(confusion.reshape(classes, classes), problem.data.class_names)
+    return found
+
+
+def on_backdoors(problem: Problem, model: Named, attacks: Iterable[Attack], split: str = "test") -> dict[str, float]:
+    """Of each backdoor, the share of the server's samples of other classes that its trigger turns into its target."""
+    found: dict[str, float] = {}
+    if split not in problem.data.server:
+        return found
+    data = problem.data.server[split]
+    for attack in attacks:
+        trigger, target = attack.trigger, attack.target
+        if trigger is None or target is None or attack.name in found:
+            continue
+        others = data.y.ne(target)
+        stamped = Split(trigger(data.x[others]), data.y[others])
+        called = sum(int(predictions(problem, o).eq(target).sum()) for o, _ in problem.outputs(model, stamped))
+        found[attack.name] = called / max(stamped.y.shape[0], 1)
     return found
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.engine.adversary import Adversary
+from fedopt.engine.adversary import Adversary, Moment
 from fedopt.engine.memory import ClientMemory
 from fedopt.engine.serial import ClientError
 from fedopt.problem import Problem
-from fedopt.types import Exchange, Info, Named, Programs, Replies, State, Strategy
+from fedopt.types import Exchange, FedoptError, Info, Named, Programs, Replies, State, Strategy
 
 
 class Executor(Protocol):
@@ -60,6 +61,8 @@ def exchanges(
     programs = strategy.programs(problem)
     for number in itertools.count(first):
         here = keys.fold(key, "exchange", number)
+        absorb = partial(_moved, problem, strategy, state, keys.fold(here, "absorb"))
+        moment = Moment(here, keys.fold(key, "adversary"), int(state.round), absorb)
         started = time.perf_counter()
         exchange = strategy.plan(problem, state, keys.fold(here, "plan"))
         planned = time.perf_counter()
@@ -67,7 +70,7 @@ def exchanges(
             replies = adversary.attacked(
                 lambda asked: executor.map(problem, programs, asked, memory.of(asked.clients), here),  # noqa: B023
                 exchange,
-                here,
+                moment,
             )
         except ClientError as error:
             error.exchange = number
@@ -77,3 +80,12 @@ def exchanges(
         memory.commit(replies)
         seconds = {"plan": planned - started, "map": mapped - planned, "absorb": time.perf_counter() - mapped}
         yield Step(number, state, replies, info, seconds)
+
+
+def _moved(problem: Problem, strategy: Strategy, state: State, key: Tensor, replies: Replies) -> Tensor:
+    """What the server's model moves by when it gets these replies; nothing is kept of it."""
+    before = strategy.model(problem, state)
+    after = strategy.model(problem, strategy.absorb(problem, state, replies, key)[0])
+    if before is None or after is None:
+        raise FedoptError("an attack asks what the server's model moves by, and this strategy has no common model")
+    return after["params"] - before["params"]

@@ -105,6 +105,17 @@ def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]
         "class_names": list(data.class_names) if labels.shape[1] == len(data.class_names) else ["samples"],
         "clients": clients,
         "attackers": attackers.tolist(),
+        "attacks": [
+            {
+                "name": group.attack.name,
+                "clients": group.clients.tolist(),
+                "first_round": group.schedule.first,
+                "last_round": group.schedule.last,
+                "rounds_share": group.schedule.rounds,
+                "clients_share": group.schedule.clients,
+            }
+            for group in adversary.groups
+        ],
         "server": {name: int(split.y.shape[0]) for name, split in data.server.items()},
     }
     if data.clients > LISTED:

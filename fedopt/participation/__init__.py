@@ -5,6 +5,8 @@ itself, with `fedopt.registry.declare`:
 
     examples    options under which the contract tests run, one mapping after another
     exceptions  contract laws that the selector lawfully breaks, each with the reason
+    sampling    "uniform" where every set of `head_count` clients is equally likely, anew in each exchange;
+                "independent" where the choice is another one, but never depends on anybody's data; [privacy] asks
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from fedopt.types import Replies, State
     reference="McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, 'Communication-Efficient Learning of Deep Networks"
     " from Decentralized Data', algorithm 1",
     examples=({}, {"count": 3}, {"fraction": 0.3}),
+    sampling="uniform",
 )
 @dataclass(frozen=True)
 class uniform:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean as mean
 from typing import Any
 
 from fedopt.report import record as run
@@ -46,13 +47,58 @@ def population(record: RunRecord) -> int:
     return len(listed(record)) if told is None else int(told)
 
 
-def _name(client: Mapping[str, Any]) -> str:
+def name(client: Mapping[str, Any]) -> str:
+    """The client's name, `client 7` for one that has none."""
     return str(client.get("name") or f"client {client['client']}")
 
 
 def attacking(record: RunRecord) -> set[int]:
     """Ids of the attackers."""
-    return set(record.partition.get("attackers") or ())
+    return ids(record.partition.get("attackers")).union(*(ids(attack.get("clients")) for attack in attacks(record)))
+
+
+def ids(value: Any) -> set[int]:
+    """The whole numbers in a list; empty for everything else."""
+    return {i for i in value if isinstance(i, int) and not isinstance(i, bool)} if isinstance(value, list) else set()
+
+
+def attacks(record: RunRecord) -> list[dict[str, Any]]:
+    """The attacks of which partition.json tells the name."""
+    found = record.partition.get("attacks")
+    return [a for a in found if isinstance(a, dict) and a.get("name")] if isinstance(found, list) else []
+
+
+def attack_name(attack: Mapping[str, Any]) -> str:
+    """The attack's name, without its import path."""
+    return str(attack["name"]).rpartition(":")[2]
+
+
+def roles(record: RunRecord) -> dict[int, str]:
+    """What each attacker is, `attacker`, and does, `attacker: ipm, rounds 5 to 20`, by client."""
+    told: dict[int, list[str]] = {}
+    for attack in attacks(record):
+        for client in ids(attack.get("clients")):
+            told.setdefault(client, []).append(_described(attack))
+    return {
+        client: f"attacker: {'; '.join(told[client])}" if client in told else "attacker"
+        for client in sorted(attacking(record))
+    }
+
+
+def _described(attack: Mapping[str, Any]) -> str:
+    """The attack's name and when it takes place; a schedule counts rounds from 0, the record from 1."""
+    first = run.number(attack.get("first_round")) or 0
+    last = run.number(attack.get("last_round"))
+    words = [attack_name(attack)]
+    if last is not None:
+        words.append(f"rounds {first + 1:.0f} to {last + 1:.0f}")
+    elif first:
+        words.append(f"from round {first + 1:.0f}")
+    for key, what in (("rounds_share", "rounds"), ("clients_share", "attackers in a round")):
+        share = run.number(attack.get(key))
+        if share is not None and share < 1:
+            words.append(f"{units.percent(share)} of {what}")
+    return ", ".join(words)
 
 
 def _train(client: Mapping[str, Any]) -> int:
@@ -86,7 +132,7 @@ def partition(record: RunRecord) -> dict[str, Any] | None:
     names = (names + [str(k) for k in range(len(names), width)])[:width] if labelled else ["all"]
     rows = [list(c["labels"]) + [0] * (width - len(c["labels"])) if labelled else [_train(c)] for c in drawn]
     return {
-        "names": [_name(c) for c in drawn],
+        "names": [name(c) for c in drawn],
         "sizes": [_train(c) for c in drawn],
         "attackers": [int(c["client"] in attackers) for c in drawn],
         "classes": names,
@@ -139,7 +185,7 @@ def participation(record: RunRecord) -> dict[str, Any] | None:
     return {
         "rounds": starts,
         "clients": [c["client"] for c in clients],
-        "names": [_name(c) for c in clients],
+        "names": [name(c) for c in clients],
         "values": values,
         "most": max(map(max, values)),
         "span": max(map(len, cells)),
@@ -154,9 +200,12 @@ def table(record: RunRecord) -> dict[str, Any] | None:
         return None
     accepted, refused = _accepted(record), Counter(client for client, _, _ in _refused(record))
     losses: dict[int, float | None] = {}
+    trust: dict[int, list[float]] = {}
     for line in record.lines:
+        for i, weight in run.weights(line).items():
+            trust.setdefault(i, []).append(weight)
         losses.update(zip(line.get("clients") or (), map(run.number, line.get("client_loss") or ()), strict=False))
-    attackers = attacking(record)
+    role = roles(record)
     classes = len(record.partition.get("class_names") or ())
     heard = {*accepted, *refused} - {client["client"] for client in clients}
     clients = [*clients, *({"client": i} for i in sorted(heard))][:ROWS]
@@ -167,14 +216,15 @@ def table(record: RunRecord) -> dict[str, Any] | None:
         loss = losses.get(i)
         rows.append(
             [
-                [i, _name(client)],
+                [i, name(client)],
                 [_train(client), units.count(_train(client))] if "train" in client else None,
                 [held, f"{held} of {classes}"] if classes and "labels" in client else None,
                 accepted[i] + refused[i],
                 accepted[i],
                 refused[i],
                 None if loss is None else [loss, f"{loss:.4g}"],
-                "attacker" if i in attackers else "",
+                *([[mean(trust[i]), units.percent(mean(trust[i]))] if i in trust else None] if trust else []),
+                role.get(i, ""),
             ]
         )
     heads = [
@@ -185,13 +235,17 @@ def table(record: RunRecord) -> dict[str, Any] | None:
         ("answered", "answers that were used"),
         ("rejected", "answers that were not used"),
         ("last loss", "training loss of the last accepted answer"),
+        *([("mean trust", "mean weight that the rule gave to the client's answers")] if trust else []),
         ("role", ""),
     ]
-    width = len(heads) if attackers else len(heads) - 1
+    width = len(heads) if role else len(heads) - 1
     return {
-        "columns": [{"name": n, "hint": h, "right": n not in ("client", "role")} for n, h in heads[:width]],
+        "columns": [
+            {"name": n, "hint": h, "right": n not in ("client", "role"), "long": n == "role" and bool(attacks(record))}
+            for n, h in heads[:width]
+        ],
         "rows": [row[:width] for row in rows],
-        "marked": [k for k, client in enumerate(clients) if client["client"] in attackers],
+        "marked": [k for k, client in enumerate(clients) if client["client"] in role],
     }
 
 
@@ -202,11 +256,11 @@ def rejections(record: RunRecord) -> dict[str, Any] | None:
         rounds.setdefault((client, reason), []).append(r)
     if not rounds:
         return None
-    names = {c["client"]: _name(c) for c in listed(record)}
+    names = {c["client"]: name(c) for c in listed(record)}
     return {
         "columns": [
             {"name": "client"},
-            {"name": "reason"},
+            {"name": "reason", "long": True},
             {"name": "times", "right": True},
             {"name": "first round", "right": True},
             {"name": "last round", "right": True},

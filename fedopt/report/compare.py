@@ -184,9 +184,21 @@ def metrics(groups: Sequence[Group]) -> list[str]:
     """The measures that any run has, those first that all groups have, otherwise as in `METRICS`."""
     held = {
         name: sum(any(run.series(r, name).y for r in group.runs) for group in groups)
-        for name in [*METRICS, "g_mean", "macro_f1"]
+        for name in [*METRICS, "g_mean", "macro_f1", *backdoors(groups)]
     }
     return sorted((name for name in held if held[name]), key=lambda name: held[name] < len(groups))
+
+
+def backdoors(groups: Sequence[Group]) -> list[str]:
+    """The measures of backdoors that any run has, `backdoor.NAME`."""
+    names = [name for group in groups for r in group.runs for name in run.fields(r, "backdoor")]
+    return [f"backdoor.{name}" for name in dict.fromkeys(names)]
+
+
+def _backdoor(record: RunRecord) -> float | None:
+    """The final rate of the backdoor that succeeds most."""
+    marks = [run.final(record, name) for name in backdoors([Group("", [record])])]
+    return max((mark.value for mark in marks if mark), default=None)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float] | None:
@@ -239,11 +251,13 @@ class Row(NamedTuple):
     best: tuple[float, float] | None
     nbytes: float
     seconds: float
+    backdoor: tuple[float, float] | None = None
+    """Of the final rate of the backdoor that succeeds most."""
 
 
 def judged_by(groups: Sequence[Group]) -> str | None:
-    """The measure that the table compares: the first that all groups have."""
-    return next(iter(metrics(groups)), None)
+    """The measure that the table compares: the first that all groups have; a backdoor's rate judges no run."""
+    return next((name for name in metrics(groups) if not name.startswith("backdoor.")), None)
 
 
 def rows(groups: Sequence[Group]) -> list[Row]:
@@ -263,6 +277,7 @@ def rows(groups: Sequence[Group]) -> list[Row]:
                 spread([mark.value for r in group.runs if name and (mark := run.best(r, name))]),
                 statistics.fmean(s.bytes_up + s.bytes_down for s in sums),
                 statistics.fmean(s.seconds for s in sums),
+                spread([rate for r in group.runs if (rate := _backdoor(r)) is not None]),
             )
         )
     return found
@@ -279,7 +294,8 @@ def table(groups: Sequence[Group]) -> Table:
     what = units.label(name) if name else "measure"
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     result.add_column("run", overflow="fold")
-    for head in ("rounds", f"final\n{what}", f"best\n{what}", "bytes", "time"):
+    attacked = ["final\nbackdoor"] if backdoors(groups) else []
+    for head in ("rounds", f"final\n{what}", f"best\n{what}", *attacked, "bytes", "time"):
         result.add_column(head, justify="right", no_wrap=True)
     for k, (group, row) in enumerate(zip(groups, rows(groups), strict=True)):
         title = Text(row.name, style="bold")
@@ -292,6 +308,7 @@ def table(groups: Sequence[Group]) -> Table:
             f"{row.rounds:g}",
             _measured(name, row.final, group),
             _measured(name, row.best, group),
+            *(_measured("backdoor", row.backdoor, group) for _ in attacked),
             units.nbytes(row.nbytes),
             units.duration(row.seconds),
             end_section=k + 1 < len(groups),
@@ -303,7 +320,8 @@ def page(groups: Sequence[Group]) -> str:
     """The comparison as HTML text."""
     name, unlike = judged_by(groups), differences(groups)
     what = units.label(name) if name else "measure"
-    heads = ["run", "strategy", "rounds", f"final {what}", f"best {what}", "bytes", "time"]
+    attacked = ["final backdoor"] if backdoors(groups) else []
+    heads = ["run", "strategy", "rounds", f"final {what}", f"best {what}", *attacked, "bytes", "time"]
     cells = [
         [
             row.name,
@@ -311,6 +329,7 @@ def page(groups: Sequence[Group]) -> str:
             row.rounds,
             [row.final and row.final[0], _measured(name, row.final, group)],
             [row.best and row.best[0], _measured(name, row.best, group)],
+            *([row.backdoor and row.backdoor[0], _measured("backdoor", row.backdoor, group)] for _ in attacked),
             [row.nbytes, units.nbytes(row.nbytes)],
             [row.seconds, units.duration(row.seconds)],
             *(values[k] for values in unlike.values()),

@@ -9,11 +9,14 @@ from typing import Any
 
 from fedopt.report import clients as people
 from fedopt.report import record as run
-from fedopt.report import units
+from fedopt.report import trust, units
 from fedopt.report.page import POINTS, document, escape, save, thin
 from fedopt.report.record import Axis, RunRecord
 
 AXES: tuple[Axis, ...] = ("round", "bytes", "seconds", "updates")
+TRIGGERED = "Share of the test samples with the attack's trigger that are taken for its target."
+BACKDOORS_NAMED = 3
+"""How many backdoors have a figure at the head of the report."""
 
 
 def write(path: str | Path) -> Path:
@@ -38,10 +41,12 @@ def _data(record: RunRecord) -> dict[str, Any]:
     many = people.population(record) > people.CLIENTS_DRAWN
     return {
         "accuracy": curves(record, ["accuracy", "client_eval.score", "g_mean", "macro_f1"], share=True),
+        "backdoor": _backdoors(record),
         "loss": curves(record, ["loss", "train_loss", "client_eval.loss"]),
         "recall": _recall_lines(record, recalls) if len(recalls) <= people.LINES_DRAWN else None,
         "recalls": _recall_map(record, recalls) if len(recalls) > people.LINES_DRAWN else None,
         "info": curves(record, [f"info.{name}" for name in run.fields(record, "info")]),
+        **trust.pictures(record),
         "phases": _phases(record),
         "traffic": _traffic(record),
         "partition": people.partition(record),
@@ -73,6 +78,14 @@ def curves(record: RunRecord, names: Sequence[str], *, share: bool = False) -> d
                 trace |= {"low": [low[i] for i in kept], "high": [high[i] for i in kept]}
         traces.append(trace)
     return {"share": share, "traces": traces} if traces else None
+
+
+def _backdoors(record: RunRecord) -> dict[str, Any] | None:
+    names = run.fields(record, "backdoor")
+    chart = curves(record, [f"backdoor.{name}" for name in names], share=True)
+    for name, trace in zip(names, chart["traces"] if chart else (), strict=True):
+        trace["name"] = name
+    return chart
 
 
 def _recall_lines(record: RunRecord, recalls: Sequence[str]) -> dict[str, Any] | None:
@@ -130,7 +143,8 @@ def _body(record: RunRecord, data: Mapping[str, Any], toml: str) -> str:
     ]
     if not record.lines:
         parts.append('<p class="call">No exchange has been recorded yet.</p>')
-    parts += [_progress_section(data), _cost_section(record, data), _clients_section(record, data)]
+    parts += [_progress_section(data), _trust_section(data), _cost_section(record, data)]
+    parts.append(_clients_section(record, data))
     if "rejections" in data:
         parts.append(_section("Rejected answers", '<div class="card" id="rejections"></div>'))
     parts.append(_section("Config", f'<div class="card"><pre>{escape(toml.strip())}</pre></div>'))
@@ -143,19 +157,21 @@ def _section(title: str, inner: str, controls: str = "") -> str:
     return f'<section><div class="bar"><h2>{escape(title)}</h2>{controls}</div>\n{inner}</section>' if inner else ""
 
 
-def _plot(ident: str, title: str, note: str = "", look: str = "", extra: str = "") -> str:
+def _plot(ident: str, title: str, note: str = "", look: str = "", extra: str = "", height: int = 0) -> str:
     tall = " tall" if "tall" in look else ""
     wide = " wide" if "wide" in look else ""
     caption = f'<p class="note">{escape(note)}</p>' if note else ""
+    high = f' style="height:{height}px"' if height else ""
     return (
         f'<div class="card{wide}"><div class="title"><h3>{escape(title)}</h3>{extra}</div>'
-        f'<div class="plot{tall}" id="{ident}"></div>{caption}</div>'
+        f'<div class="plot{tall}" id="{ident}" role="figure" aria-label="{escape(title)}"{high}></div>{caption}</div>'
     )
 
 
 def _progress_section(data: Mapping[str, Any]) -> str:
     plots = [
         _plot("accuracy", "Accuracy") if "accuracy" in data else "",
+        _plot("backdoor", "Backdoor success", TRIGGERED) if "backdoor" in data else "",
         _plot("loss", "Loss") if "loss" in data else "",
         _plot("recall", "Recall by class") if "recall" in data else "",
         _plot("recalls", "Recall by class") if "recalls" in data else "",
@@ -172,6 +188,26 @@ def _progress_section(data: Mapping[str, Any]) -> str:
     if "loss" in data or "info" in data:
         controls += '<label class="tick"><input type="checkbox" id="log">log scale for losses</label>'
     return _section("Progress", f'<div class="grid">{"".join(plots)}</div>', controls)
+
+
+def _trust_section(data: Mapping[str, Any]) -> str:
+    plots = []
+    alone = "" if "trusts" in data and "weight" in data else "wide"
+    if "trust" in data:
+        found = data["trust"]
+        mean = f", as a mean over {found['span']} rounds" if found["span"] > 1 else ""
+        note = f"The weight that the rule gave to a client's update{mean}; grey is no weight, blank is no answer."
+        if found["above"]:
+            note += f" Weights above {units.percent(found['most'])} look alike."
+        height = 110 + max(190, 16 * len(found["names"]))
+        plots.append(_plot("trust", "Trust of each client over time", note, "wide", height=height))
+    if "trusts" in data:
+        note = "The weight of one client's update: the mean, and a band of 10 to 90 % of the clients."
+        plots.append(_plot("trusts", "Trust over time", note, alone))
+    if "weight" in data:
+        note = "The sum of the weights of all attackers, and what it would be if all answers counted alike."
+        plots.append(_plot("weight", "Weight on attackers", note, alone))
+    return _section("Trust", f'<div class="grid">{"".join(plots)}</div>' if plots else "")
 
 
 def _cost_section(record: RunRecord, data: Mapping[str, Any]) -> str:
@@ -225,6 +261,8 @@ def _header(record: RunRecord) -> str:
     bad = " bad" if status in ("failed", "interrupted") else ""
     reason = str(record.info.get("reason") or "")
     call = f'<p class="call">{escape(status)}: {escape(reason)}</p>' if reason and status != "finished" else ""
+    more = [words for words in (kept_sentence(record), privacy_sentence(record)) if words]
+    still = "".join(f'<p class="lead">{escape(words)}</p>' for words in more)
     figures = "".join(
         f'<div class="figure"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(below)}</small></div>'
         for name, value, below in key_figures(record)
@@ -232,7 +270,7 @@ def _header(record: RunRecord) -> str:
     return (
         f'<header><div class="title"><h1>{escape(record.name)}</h1>'
         f'<span class="status{bad}">{escape(status)}</span></div>'
-        f'<p class="lead">{escape(sentence(record))}</p>{call}<div class="figures">{figures}</div></header>'
+        f'<p class="lead">{escape(sentence(record))}</p>{still}{call}<div class="figures">{figures}</div></header>'
     )
 
 
@@ -258,6 +296,8 @@ def sentence(record: RunRecord) -> str:
         words.append(f"on {data}")
     if clients:
         word = "attacker" if attackers == 1 else "attackers"
+        if names := list(dict.fromkeys(map(people.attack_name, people.attacks(record)))):
+            word += f" ({', '.join(names)})"
         words.append(
             f"over {units.count(clients)} clients"
             + (f", {units.count(attackers)} of them {word}," if attackers else "")
@@ -272,6 +312,36 @@ def sentence(record: RunRecord) -> str:
     if started := _date(record.info.get("started")):
         words.append(f"on {started}")
     return " ".join(words) + "."
+
+
+def kept_sentence(record: RunRecord) -> str:
+    """In how many rounds the model stayed as it was, and why the last time; empty where it always moved."""
+    kept = run.kept(record)
+    if not kept:
+        return ""
+    last = max(kept)
+    when = f", {'the last time ' if len(kept) > 1 else ''}in round {units.count(last)}"
+    why = f": {kept[last].rstrip('.')}" if kept[last] else ""
+    rounds = units.count(run.totals(record).rounds)
+    return f"In {units.count(len(kept))} of {rounds} rounds the model was kept{when}{why}."
+
+
+def privacy_sentence(record: RunRecord) -> str:
+    """What a private run guarantees, how that was counted, and what it leaves out; empty for any other run."""
+    said = record.info.get("privacy")
+    if not isinstance(said, Mapping):
+        return ""
+    whole, delta = run.number(said.get("epsilon")), run.number(said.get("delta"))
+    if whole is None or delta is None:
+        return ""
+    left = said.get("not covered")
+    words = [
+        f"The models are differentially private for {said.get('neighbours')}: ε = {whole:.4g} at δ = {delta:.3g} after"
+        f" {said.get('rounds')} rounds (counted: {said.get('counted')})."
+    ]
+    if isinstance(left, list) and left:
+        words.append(f"Not covered: {'; '.join(map(str, left))}.")
+    return " ".join(words)
 
 
 def _date(text: Any) -> str:
@@ -290,6 +360,11 @@ def key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
     for kind, mark in (("final", run.final(record)), ("best", run.best(record))):
         if mark and name:
             figures.append((f"{kind} {units.label(name)}", units.measure(name, mark.value), f"round {mark.round}"))
+    for attack in run.fields(record, "backdoor")[:BACKDOORS_NAMED]:
+        if mark := run.final(record, f"backdoor.{attack}"):
+            figures.append((f"backdoor {attack}", units.measure("backdoor", mark.value), f"round {mark.round}"))
+    if spent := run.final(record, "info.epsilon"):
+        figures.append(("privacy spent", f"ε = {spent.value:.4g}", f"round {spent.round}"))
     planned = record.info.get("rounds")
     rounds = [f"of {units.count(planned)} planned"] if planned else []
     rounds += [f"{units.count(sums.exchanges)} exchanges"] if sums.exchanges != sums.rounds else []

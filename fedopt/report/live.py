@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,8 @@ PLAIN_EVERY = 2.0
 """Seconds between two lines where the output is no terminal."""
 CURVE = 400
 """How many of the newest values the small curve keeps."""
+REASON = 200
+"""How many characters of a reason are shown."""
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -49,6 +51,7 @@ class LiveView:
     title: what runs.
     console: where to write; where it is no terminal, evaluations are printed as lines, one in `PLAIN_EVERY` seconds.
     clock: seconds that never go back.
+    attackers: the clients that attack, if anybody knows.
 
     A line may lack anything or hold something else than expected: a view is no reason to lose a run.
     """
@@ -59,8 +62,10 @@ class LiveView:
         title: str,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        attackers: Iterable[int] = (),
     ) -> None:
         self.planned = planned_rounds
+        self.attackers = frozenset(attackers)
         self.title = title
         self.console = console or Console()
         self._clock = clock
@@ -77,6 +82,12 @@ class LiveView:
         self._up = self._down = 0
         self._evaluated = 0
         self._unprinted = False
+        self._cohort: tuple[int, int] | None = None
+        self._on_attackers: float | None = None
+        self._kept = 0
+        self._kept_last: tuple[int, str] | None = None
+        self._backdoors: dict[str, float] = {}
+        self._spent: float | None = None
 
     def __enter__(self) -> LiveView:
         self._began = self._clock()
@@ -118,11 +129,31 @@ class LiveView:
             (v for name in ("loss", "client_eval.loss", "train_loss") if (v := run.at(line, name)) is not None), None
         )
         self._loss = self._loss if loss is None else loss
+        self._note_trust(line)
         evaluated = self._measure(line)
         if self._live is None and evaluated:
             self._unprinted = True
             if self._clock() - self._printed >= PLAIN_EVERY:
                 self._print()
+
+    def _note_trust(self, line: Line) -> None:
+        """Note what the line says of attackers, of a model that was kept, of backdoors and privacy."""
+        answered = line.get("clients")
+        if self.attackers and isinstance(answered, list) and answered:
+            self._cohort = (sum(isinstance(c, int) and c in self.attackers for c in answered), len(answered))
+        if weights := run.weights(line):
+            self._on_attackers = sum(weight for client, weight in weights.items() if client in self.attackers)
+        why = run.kept_reason(line)
+        if why is not None:
+            # both exchanges of a round may say so
+            self._kept += self._kept_last is None or self._kept_last[0] != self._round
+            self._kept_last = (self._round, why)
+        found = line.get("backdoor")
+        if isinstance(found, dict):
+            rates = {str(name): run.number(rate) for name, rate in found.items()}
+            self._backdoors |= {name: rate for name, rate in rates.items() if rate is not None}
+        spent = run.at(line, "info.epsilon")
+        self._spent = self._spent if spent is None else spent
 
     def _measure(self, line: Line) -> bool:
         """Note the measure that matters; True if the line holds it."""
@@ -191,6 +222,15 @@ class LiveView:
         )
         silent = f", {units.count(self._rejected)} rejected" if self._rejected else ""
         facts.add_row("so far", f"{units.count(self._updates)} updates{silent}, {_rate(self.rate)}")
+        if self._cohort is not None:
+            weight = "" if self._on_attackers is None else f", {units.percent(self._on_attackers)} of the weight"
+            facts.add_row("attackers", f"{self._cohort[0]} of {self._cohort[1]} answers{weight}")
+        if self._backdoors:
+            facts.add_row("backdoor", Text(_rates(self._backdoors)))
+        if self._kept_last is not None:
+            facts.add_row("model kept", Text(_kept(self._kept, *self._kept_last)))
+        if self._spent is not None:
+            facts.add_row("privacy", f"ε = {self._spent:.4g}")
         facts.add_row("bytes", f"{units.nbytes(self._up)} up, {units.nbytes(self._down)} down")
         return Panel(
             Group(bar, facts), title=Text(self.title), title_align="left", width=width, box=box.ROUNDED, padding=(0, 1)
@@ -205,6 +245,10 @@ class LiveView:
             words.append(f"loss {self._loss:.4g}")
         if self._rejected:
             words.append(f"{units.count(self._rejected)} rejected")
+        if self._cohort is not None and self._on_attackers is not None:
+            words.append(f"{units.percent(self._on_attackers)} of the weight on attackers")
+        if self._kept:
+            words.append(f"model kept in {_rounds(self._kept)}")
         words += [f"{units.nbytes(self._up)} up", _rate(self.rate)]
         left = self.time_left()
         if left:
@@ -214,6 +258,19 @@ class LiveView:
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | tuple) else 0
+
+
+def _rounds(count: int) -> str:
+    return f"{units.count(count)} round" + ("s" if count != 1 else "")
+
+
+def _kept(count: int, last: int, why: str) -> str:
+    when = f"{_rounds(count)}, last in round {last}" if count > 1 else f"round {last}"
+    return f"in {when}" + (f": {why[:REASON]}" if why else "")
+
+
+def _rates(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {units.measure('backdoor', rate)}" for name, rate in found.items())
 
 
 def _whole(value: Any) -> str:
@@ -243,8 +300,13 @@ def summary(record: RunRecord) -> Panel:
             ),
         )
         facts.add_row("", Text(sparkline(curve, 40), style="cyan"))
+    marks = {name: run.final(record, f"backdoor.{name}") for name in run.fields(record, "backdoor")}
+    if rates := {name: mark.value for name, mark in marks.items() if mark}:
+        facts.add_row("backdoor", Text(_rates(rates)))
     planned = run.number(record.info.get("rounds"))
     facts.add_row("rounds", units.count(sums.rounds) + (f" of {units.count(planned)}" if planned else ""))
+    if kept := run.kept(record):
+        facts.add_row("model kept", Text(_kept(len(kept), max(kept), kept[max(kept)])))
     rate = f", {_rate(sums.updates / sums.seconds)}" if sums.seconds else ""
     facts.add_row("time", f"{units.duration(sums.seconds)}{rate}")
     facts.add_row("bytes", f"{units.nbytes(sums.bytes_up)} up, {units.nbytes(sums.bytes_down)} down")

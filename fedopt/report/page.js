@@ -18,6 +18,13 @@ function fade(hex, alpha) {
   return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
 }
 
+// The colour that lies at the share `part` of the way between two.
+function mix(from, to, part) {
+  const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  const [a, b] = [channels(from), channels(to)];
+  return `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * part)).join(",")})`;
+}
+
 // Plotly reads a little HTML in its texts; names from a run are only text.
 function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -26,6 +33,19 @@ function plain(text) {
 function short(text, limit) {
   const s = String(text);
   return plain(s.length > limit ? s.slice(0, limit - 1) + "…" : s);
+}
+
+// Text in lines of about `width` characters, at most six.
+function folded(text, width = 42) {
+  const lines = [""];
+  for (const word of String(text).slice(0, 6 * width).split(/\s+/)) {
+    for (let rest = [...word]; rest.length; rest = rest.slice(width)) {
+      const piece = rest.slice(0, width).join("");
+      if (lines.at(-1).length + piece.length >= width) lines.push("");
+      lines.push(`${lines.pop()} ${piece}`.trim());
+    }
+  }
+  return lines.filter(Boolean).map(plain).join("<br>");
 }
 
 function make(tag, properties, ...children) {
@@ -128,7 +148,7 @@ function axisChoice(id, after) {
     (key) => { chosen.axis = key; after(); });
 }
 
-// columns: [{name, right, hint}]; a cell is a value, or [value to sort by, text to show]; `marked` rows stand out.
+// columns: [{name, right, long, hint}]; a cell is a value, or [value to sort by, text to show]; `marked` rows stand out.
 function table(id, { columns, rows, marked = [], sort = null }, render = {}) {
   const node = document.getElementById(id);
   if (!node) return;
@@ -171,7 +191,7 @@ function table(id, { columns, rows, marked = [], sort = null }, render = {}) {
       else h.removeAttribute("aria-sort");
     });
     body.replaceChildren(...found.slice(0, shown).map((r) => make("tr", { className: r.bright ? "marked" : "" },
-      ...r.cells.map((c, i) => make("td", { className: columns[i].right ? "right" : "" },
+      ...r.cells.map((c, i) => make("td", { className: columns[i].right ? "right" : columns[i].long ? "long" : "" },
         render[i] ? render[i](c, r.i) : text(c))))));
     more.hidden = found.length <= shown;
     more.textContent = `show more (${(found.length - shown).toLocaleString("en")} left)`;

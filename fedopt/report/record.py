@@ -140,7 +140,11 @@ def number(value: Any) -> float | None:
     """`value` as a finite float, or None for everything else (NaN, null, text, truth values)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number of more than 300 digits
+        return None
+    return found if math.isfinite(found) else None
 
 
 def at(line: Line, name: str) -> float | None:
@@ -199,8 +203,40 @@ def fields(record: RunRecord, group: str) -> list[str]:
     for line in record.lines:
         inner = line.get(group)
         if isinstance(inner, Mapping):
-            names.update(dict.fromkeys(str(key) for key in inner if number(inner[key]) is not None))
+            names.update(dict.fromkeys(str(key) for key in inner if key and number(inner[key]) is not None))
     return list(names)
+
+
+def weights(line: Line) -> dict[int, float]:
+    """The weight that each client's update was given in this exchange, by client; empty where the rule told none.
+
+    As recorded, or divided by their sum where that is more than 1. Clients without a finite number are left out.
+    """
+    info = line.get("info")
+    told = info.get("trust") if isinstance(info, Mapping) else None
+    if not isinstance(told, Mapping):
+        return {}
+    found = {
+        int(client): weight
+        for client, value in told.items()
+        if str(client).isdecimal() and len(str(client)) < 19 and (weight := number(value)) is not None
+    }
+    total = sum(map(abs, found.values()))
+    return {client: weight / total for client, weight in found.items()} if total > 1 else found
+
+
+def kept_reason(line: Line) -> str | None:
+    """Why the server's model stayed as it was after this exchange (may be empty); None where it moved."""
+    info = line.get("info")
+    told = info.get("kept_model") if isinstance(info, Mapping) else None
+    if isinstance(told, str) and told.strip():
+        return " ".join(told.split())
+    return "" if told is True else None
+
+
+def kept(record: RunRecord) -> dict[int, str]:
+    """The rounds in which the model stayed as it was, each with the reason."""
+    return {int(line["round"]): why for line in record.lines if (why := kept_reason(line)) is not None}
 
 
 def headline(record: RunRecord) -> str | None:

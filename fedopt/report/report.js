@@ -2,8 +2,9 @@
 // The pictures of one run.
 
 const progress = [];
-for (const id of ["accuracy", "loss", "recall"]) {
-  if (data[id]) progress.push(draw(id, () => curves(data[id])));
+for (const id of ["accuracy", "backdoor", "loss", "recall"]) {
+  // a single backdoor is named, too
+  if (data[id]) progress.push(draw(id, () => curves(data[id], id === "backdoor" ? { showlegend: true } : {})));
 }
 if (data.info) {
   const select = document.getElementById("info-choice");
@@ -33,6 +34,94 @@ if (data.recalls) {
       yaxis: { type: "category", autorange: "reversed", showgrid: false },
     },
   }));
+}
+
+// Trust is drawn by cells of `span` rounds from the first to the last of `rounds`; `kept` says where the model stayed.
+function roundAxis({ span, rounds }) {
+  const text = span > 1 ? `round (cells of ${span} rounds)` : "round";
+  const range = [rounds[0] - 0.5 * span, rounds.at(-1) + 0.5 * span];
+  return { title: { text, standoff: 8 }, tickformat: ",~f", range, ...(rounds.at(-1) < 8 ? { dtick: 1 } : {}) };
+}
+
+// Grey for no weight at all; small weights are told apart from none and from each other beside a large one.
+function trustScale() {
+  const [low, high] = [css("--card"), css("--accent")];
+  const steps = [0.0001, 0.02, 0.06, 0.12, 0.2, 0.35, 0.55, 0.75, 1];
+  return [[0, css("--none")], ...steps.map((t) => [t, mix(low, high, 0.2 + 0.8 * Math.sqrt(t))])];
+}
+
+function keptMarks(kept, y) {
+  return kept.x.length ? [{
+    x: kept.x, y: kept.x.map(() => y), text: kept.text.map((t) => folded(t)), name: "model kept", mode: "markers",
+    marker: { symbol: "triangle-down", size: 8, color: css("--ink") }, hovertemplate: "%{text}<extra></extra>",
+  }] : [];
+}
+
+const trust = data.trust;
+if (trust) {
+  const at = trust.names.map((_, i) => i);
+  const bad = at.filter((i) => trust.roles[i]);
+  const said = trust.names.map((n, i) => short(n, 40) + (trust.roles[i] ? `<br>${folded(trust.roles[i])}` : ""));
+  draw("trust", () => {
+    const room = innerWidth < 600 ? 10 : 18;
+    const warn = (text) => `<span style="color:${css("--warn")}">✕ ${text}</span>`;
+    return {
+      data: [
+        {
+          type: "heatmap", x: trust.rounds, y: at, z: trust.values, zmin: 0, zmax: trust.most,
+          colorscale: trustScale(), xgap: trust.rounds.length > 60 ? 0 : 1, ygap: 1,
+          customdata: trust.values.map((row, i) => row.map(() => said[i])),
+          colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".3~p" }, hoverongaps: false,
+          hovertemplate: "%{customdata}<br>round %{x}: %{z:.3~p}<extra></extra>",
+        },
+        ...keptMarks(trust.kept, -1.1),
+        // for the legend alone
+        ...(bad.length ? [attackers([null], [null])] : []),
+      ],
+      layout: {
+        // a mark is not to take the place of a cell in the row below it
+        hovermode: "closest", hoverdistance: 8, showlegend: bad.length > 0 || trust.kept.x.length > 0,
+        xaxis: { ...roundAxis(trust), showgrid: false },
+        yaxis: {
+          showgrid: false, range: [at.length - 0.5, trust.kept.x.length ? -1.8 : -0.5], tickvals: at,
+          ticktext: at.map((i) => (trust.roles[i] ? warn(short(trust.names[i], room)) : short(trust.names[i], room + 2))),
+          tickfont: { size: 11 },
+        },
+        shapes: bad.length && bad.length < at.length ? [{
+          type: "line", xref: "paper", x0: 0, x1: 1, y0: bad.length - 0.5, y1: bad.length - 0.5, line: { color: css("--warn"), width: 1 },
+        }] : [],
+      },
+    };
+  });
+}
+
+for (const id of ["trusts", "weight"]) {
+  const found = data[id];
+  if (!found) continue;
+  draw(id, () => {
+    const top = Math.max(0.001, ...found.lines.flatMap((line) => line.high || line.y));
+    const low = Math.min(0, ...found.lines.flatMap((line) => line.low || line.y));
+    const traces = found.lines.flatMap((line) => {
+      const edge = { x: line.x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: line.name };
+      return [
+        ...(line.low ? [
+          { ...edge, y: line.low },
+          { ...edge, y: line.high, fill: "tonexty", fillcolor: fade(colour(line.look), 0.16) },
+        ] : []),
+        {
+          x: line.x, y: line.y, name: line.name, legendgroup: line.name, mode: line.x.length > 40 ? "lines" : "lines+markers",
+          line: { color: colour(line.look), width: 2, dash: line.dash || "solid" }, marker: { size: 5 }, hovertemplate: "%{y:.3~p}",
+        },
+      ];
+    });
+    return {
+      data: [...traces, ...keptMarks(found.kept, 1.07 * top)],
+      layout: {
+        xaxis: roundAxis(found),
+        yaxis: { tickformat: ".4~p", range: [1.05 * low, (found.kept.x.length ? 1.14 : 1.05) * top] },
+      },
+    };
+  });
 }
 
 if (data.phases) {
@@ -75,7 +164,7 @@ if (held) {
   const at = held.names.map((_, i) => i);
   const labels = names(held.names);
   const ticks = at.length <= 40
-    ? { tickvals: at, ticktext: held.names.map((n) => short(n, 12)), tickangle: at.length > 12 ? -45 : 0 }
+    ? { tickvals: at, ticktext: held.names.map((n) => short(n, 12)), tickangle: at.length * 90 > Math.min(innerWidth, 1180) ? -45 : 0 }
     : { showticklabels: held.every, title: { text: held.every ? "client" : "clients, by number of samples", standoff: 8 } };
   const bad = at.filter((i) => held.attackers[i]);
   draw("partition", () => {

@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 def is_share(name: str) -> bool:
     """True for measures between 0 and 1 that are written in per cent."""
-    return name.split(".")[0] in ("accuracy", "recall", "g_mean", "macro_f1") or name == "client_eval.score"
+    return name.split(".")[0] in ("accuracy", "recall", "g_mean", "macro_f1", "backdoor") or name == "client_eval.score"
 
 
 def measure(name: str, value: float | None, deviation: float | None = None) -> str:
@@ -50,6 +50,11 @@ def measure(name: str, value: float | None, deviation: float | None = None) -> s
     return shown + (" %" if share else "")
 
 
+def percent(share: float) -> str:
+    """A share with three digits: `12.5 %`."""
+    return f"{100 * share:.3g} %"
+
+
 def count(value: float) -> str:
     """A whole number with thin spaces between thousands."""
     return f"{value:,.0f}".replace(",", "\u202f")
@@ -57,6 +62,9 @@ def count(value: float) -> str:
 
 def label(name: str) -> str:
     """A measure's name for people: `client_eval.score` is `score at the clients`."""
+    group, _, inner = name.partition(".")
+    if group == "backdoor" and inner:
+        return f"backdoor {inner}"
     known = {
         "client_eval.score": "score at the clients",
         "client_eval.loss": "loss at the clients",
@@ -64,5 +72,9 @@ def label(name: str) -> str:
         "g_mean": "G-mean",
         "macro_f1": "macro F1",
         "loss": "test loss",
+        "epsilon": "ε spent",
+        "clip": "clipping norm",
+        "clipped_share": "clipped clients, share",
+        "noise_std": "noise, standard deviation",
     }
     return known.get(name, name.replace("_", " "))

@@ -13,8 +13,8 @@ from torch import Tensor
 from fedopt import keys
 from fedopt.optimizers import hyper_parameters
 from fedopt.problem import Problem
-from fedopt.programs import HYPER, kept_state
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Replies, Rule, Uplink
+from fedopt.programs import HYPER, at_server, kept_state
+from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule, Uplink
 
 
 class Parts(Protocol):
@@ -28,6 +28,7 @@ class Parts(Protocol):
     def server(self) -> Optimizer: ...
     @property
     def batches(self) -> Batches: ...
+    def programs(self, problem: Problem) -> Programs: ...
 
 
 class Server(NamedTuple):
@@ -40,15 +41,18 @@ class Server(NamedTuple):
     rule: Any
     participation: Any
     previous: Tensor
-    """The last aggregate `[d]` for rules that ask for it, else empty."""
+    """The last aggregate `[d]` where the rule or the strategy asks for it, else empty."""
     own: Named
     """What the strategy itself keeps at the server."""
 
 
-def init(parts: Parts, problem: Problem, own: Named | None = None) -> Server:
-    """First state: the problem's initial model, round 0."""
+def init(parts: Parts, problem: Problem, own: Named | None = None, *, keep_previous: bool = False) -> Server:
+    """First state: the problem's initial model, round 0.
+
+    keep_previous: the last aggregate is kept whether the rule asks for it or not.
+    """
     params, _ = problem.unpack(problem.initial)
-    wants_previous = "previous" in parts.aggregator.needs
+    wants_previous = keep_previous or "previous" in parts.aggregator.needs
     return Server(
         round=0,
         model=dict(problem.initial),
@@ -88,19 +92,27 @@ def absorb(
 ) -> tuple[Server, Info]:
     """delta = rule(deltas); x <- server optimizer's step along scale * delta, whose gradient is -scale * delta.
 
-    A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so.
+    A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so; a rule that
+    needs to know how many were `asked` is told of no rows, too.
     """
     selection = parts.participation.observe(state.participation, replies)
     waiting = state._replace(round=state.round + 1, participation=selection)
     accepted = replies.clients.numel()
-    refusal = "no answer was accepted" if accepted == 0 else parts.aggregator.admits(accepted)
+    silence = accepted == 0 and "asked" not in parts.aggregator.needs
+    refusal = "no answer was accepted" if silence else parts.aggregator.admits(accepted)
     if refusal is not None:
         return waiting, {"kept_model": refusal}
     offers: dict[str, Any] = {"weights": replies.weights, "clients": replies.clients, "key": keys.fold(key, "rule")}
+    if "asked" in parts.aggregator.needs:
+        offers["asked"] = replies.exchange.clients.numel()
     if "previous" in parts.aggregator.needs:
         offers["previous"] = state.previous
     if "trial" in parts.aggregator.needs:
         offers["trial"] = problem.trial(state.model)
+    if "reference" in parts.aggregator.needs:
+        split = problem.server_split("trial")
+        asked, own = replies.exchange, keys.fold(key, "reference")
+        offers["reference"] = at_server(problem, parts.programs(problem), asked, split, own).vectors["delta"]
     delta, rule, info = parts.aggregator.apply(replies.vectors["delta"], state.rule, **offers)
     params, _ = problem.unpack(state.model)
     descent = problem.network.spec.unflatten(-scale * delta)
@@ -115,10 +127,21 @@ def absorb(
         optimizer=optimizer,
         rule=rule,
         participation=selection,
-        previous=delta if "previous" in parts.aggregator.needs else state.previous,
+        previous=delta if state.previous.numel() else state.previous,
         own=state.own,
     )
-    return new, {**info, "delta_norm": float(delta.norm())}
+    return new, {**_by_client(info, replies.clients), "delta_norm": float(delta.norm())}
+
+
+def _by_client(info: Info, clients: Tensor) -> Info:
+    """What a rule says; the trust that it put in each row is told by client, where rows are clients'."""
+    trust = info.get("trust")
+    if not isinstance(trust, Tensor):
+        return info
+    rest = {name: value for name, value in info.items() if name != "trust"}
+    if trust.numel() != clients.numel():  # a step before the rule mixed them
+        return rest
+    return {**rest, "trust": dict(zip(map(str, clients.tolist()), trust.tolist(), strict=True))}
 
 
 def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:

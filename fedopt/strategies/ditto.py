@@ -30,7 +30,7 @@ from fedopt.types import (
 )
 
 
-@declare(reference="Li, Hu, Beirami, Smith 2021, arXiv 2012.04221, Algorithm 1")
+@declare(reference="Li, Hu, Beirami, Smith 2021, arXiv 2012.04221, Algorithm 1", private=True)
 @dataclass(frozen=True)
 class ditto:
     """Global: FedAvg. Personal: v_i <- v_i - η (∇ f_i(v_i) + λ (v_i - x_t)), kept by client i and never sent.

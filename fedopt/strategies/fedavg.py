@@ -15,7 +15,7 @@ from fedopt.strategies._server import Server
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule
 
 
-@declare(reference="McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv 1602.05629, Algorithm 1")
+@declare(reference="McMahan, Moore, Ramage, Hampson, Aguera y Arcas 2017, arXiv 1602.05629, Algorithm 1", private=True)
 @dataclass(frozen=True)
 class fedavg:
     """Federated averaging, with any local optimizer, aggregation rule and server optimizer.

@@ -16,7 +16,7 @@ from fedopt.strategies._server import Server
 from fedopt.types import Batches, Client, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule
 
 
-@declare(reference="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv 1812.06127, Algorithm 2")
+@declare(reference="Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, arXiv 1812.06127, Algorithm 2", private=True)
 @dataclass(frozen=True)
 class fedprox:
     """FedAvg whose clients minimise h_i(w) = f_i(w) + (μ/2) ||w - x_t||².

@@ -14,7 +14,7 @@ from fedopt.strategies._server import Server
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Participation, Programs, Replies, Rule
 
 
-@declare(reference="McMahan et al. 2017, arXiv 1602.05629, section 2 (FederatedSGD)")
+@declare(reference="McMahan et al. 2017, arXiv 1602.05629, section 2 (FederatedSGD)", private=True)
 @dataclass(frozen=True)
 class fedsgd:
     """One full local gradient per round; the server optimizer takes the step.

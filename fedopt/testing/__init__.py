@@ -22,6 +22,7 @@ from fedopt.testing.compression import check_codec
 from fedopt.testing.data import check_source
 from fedopt.testing.optimizers import check_optimizer
 from fedopt.testing.participation import check_participation
+from fedopt.testing.pre import check_pre
 from fedopt.testing.strategies import check_strategy
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_codec",
     "check_optimizer",
     "check_participation",
+    "check_pre",
     "check_source",
     "check_strategy",
     "discriminating",

@@ -67,12 +67,15 @@ def discriminating() -> Case:
     """A fixture without symmetry: no two different rules should agree on it.
 
     Eleven clients in three coordinates, skewed, of unequal weight and size, with two outliers on one side; float64.
+    The lowest trial loss lies among four of them.
     """
     case = _case(11, 3, torch.float64, 5)
     skewed = case.updates.exp() * torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)
+    shares = torch.tensor([0.3, 0.1, 0.25, 0.35], dtype=torch.float64)
+    lowest = shares @ skewed[torch.tensor([0, 4, 6, 9])]
     skewed[3] += 40.0
     skewed[8, 1] -= 25.0
-    return Case(skewed, case.offers)
+    return Case(skewed, {**case.offers, "reference": lowest, "trial": _bowl(lowest)})
 
 
 def apply(rule: Rule, case: Case) -> Tensor:
@@ -99,12 +102,30 @@ def _with(updates: Tensor, **offers: Any) -> Case:
     return Case(updates, {"clients": torch.arange(updates.shape[0]), **offers})
 
 
-def _bowl(lowest: Tensor) -> Trial:
-    """The trial loss ‖delta - lowest‖² / 2."""
-    return Trial(
-        loss=lambda deltas: 0.5 * (deltas - lowest).square().sum(dim=1),
-        grad=lambda delta: delta - lowest,
-    )
+def _bowl(lowest: Tensor, samples: int = 24) -> Trial:
+    """Least squares: ‖A (delta - lowest)‖² / 2N with one sample for each of the N rows of A.
+
+    Sample j asks for the value aⱼ·lowest, and the model at delta answers aⱼ·delta; as two classes (its outputs) the
+    answer is the pair (-z, z) with z = aⱼ·(delta - lowest), and 1 is the right one.
+    """
+    a = keys.normal(keys.fold(keys.root(17), lowest.numel()), samples, lowest.numel(), dtype=lowest.dtype)
+
+    def residual(deltas: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        held = a if rows is None else a[rows]
+        return (deltas - lowest) @ held.T, held
+
+    def loss(deltas: Tensor, rows: Tensor | None = None) -> Tensor:
+        return 0.5 * residual(deltas, rows)[0].square().mean(dim=1)
+
+    def grad(delta: Tensor, rows: Tensor | None = None) -> Tensor:
+        gap, held = residual(delta[None], rows)
+        return gap[0] @ held / held.shape[0]
+
+    def outputs(deltas: Tensor) -> Tensor:
+        gap, _ = residual(deltas, None)
+        return torch.stack([-gap, gap], dim=-1)
+
+    return Trial(loss, grad, outputs, torch.ones(samples, dtype=torch.int64))
 
 
 def _sizes(rule: Rule) -> tuple[int, int]:

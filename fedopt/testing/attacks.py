@@ -32,11 +32,21 @@ def check_attack(component: Component | str, /, **options: Any) -> None:
     On labels: shape (int64, of the same shape, classes of the task), purity, determinism; knowledge: a label comes out
     the same whatever the labels of the other samples are.
 
+    On samples: shape (images, sequences and plain vectors, something changes, labels are classes of the task), purity,
+    determinism; trigger: a backdoor's trigger changes every sample and again nothing when it is there already.
+
     Raises AssertionError for the first law that does not hold.
     """
     component = found(registry, component)
     attack = lift(component, options)
-    if attack.vectors is None:
+    if attack.samples is not None:
+        laws = {
+            "shape": lambda: _sample_shape(attack),
+            "purity": lambda: _sample_purity(attack),
+            "determinism": lambda: _sample_determinism(attack),
+            "trigger": lambda: _trigger(attack),
+        }
+    elif attack.vectors is None:
         laws = {
             "shape": lambda: _label_shape(attack),
             "purity": lambda: _label_purity(attack),
@@ -60,8 +70,24 @@ def _seen(attack: Attack, n: int, b: int, dtype: torch.dtype, draw: int = 0) -> 
 
 def _sent(attack: Attack, seen: Tensor, n: int, b: int) -> Tensor:
     assert attack.vectors is not None
-    sent: Tensor = attack.vectors(seen, b, key=keys.root(7), n=n)
+    sent: Tensor = attack.vectors(seen, b, **_offers(attack, seen, n, b))
     return sent
+
+
+def _offers(attack: Attack, seen: Tensor, n: int, b: int) -> dict[str, Any]:
+    """Everything that an attack may ask for; the server takes the plain mean of all rows."""
+    d, dtype = seen.shape[1], seen.dtype
+    honest = seen if attack.knowledge == "omniscient" else seen[:0]
+    own = seen if attack.knowledge != "omniscient" else keys.normal(keys.fold(keys.root(5), n, b), b, d, dtype=dtype)
+    return {
+        "key": keys.root(7),
+        "n": n,
+        "round": 3,
+        "own": own,
+        "model": keys.normal(keys.root(8), d, dtype=dtype),
+        "fresh": lambda key: keys.normal(key, d, dtype=dtype),
+        "outcome": lambda sent: torch.cat([honest, sent]).mean(dim=0),
+    }
 
 
 def _shape(attack: Attack) -> None:
@@ -143,3 +169,56 @@ def _label_knowledge(attack: Attack) -> None:
     others[7] = labels[7]
     got, wanted = _flipped(attack, others, 5)[7], _flipped(attack, labels, 5)[7]
     require(bool(got == wanted), f"sample 7 gets the label {int(got)} among other samples, {int(wanted)} before")
+
+
+_SHAPES = ((3, 8, 8), (2, 40), (16,))
+"""One sample as an image, a sequence and a plain vector."""
+
+
+def _samples(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return keys.normal(keys.fold(keys.root(13), *shape), 60, *shape, dtype=dtype), _labels(5, 60)
+
+
+def _changed(attack: Attack, x: Tensor, y: Tensor, i: int = 0, b: int = 3) -> tuple[Tensor, Tensor]:
+    assert attack.samples is not None
+    changed: tuple[Tensor, Tensor] = attack.samples(x, y, classes=5, key=keys.root(3), i=i, b=b)
+    return changed
+
+
+def _sample_shape(attack: Attack) -> None:
+    for shape in _SHAPES:
+        for dtype in _DTYPES:
+            x, y = _samples(shape, dtype)
+            altered = False
+            for i in range(3):
+                new_x, new_y = _changed(attack, x.clone(), y.clone(), i)
+                vector(new_x, tuple(x.shape), dtype, f"samples of shape {list(shape)}")
+                vector(new_y, tuple(y.shape), torch.int64, "the labels")
+                require(bool(((new_y >= 0) & (new_y < 5)).all()), "labels outside of 0 ... 4 come out of 5 classes")
+                altered = altered or not (torch.equal(new_x, x) and torch.equal(new_y, y))
+            require(altered, f"nothing is changed in {x.shape[0]} samples of shape {list(shape)}")
+
+
+def _sample_purity(attack: Attack) -> None:
+    for shape in _SHAPES:
+        x, y = _samples(shape)
+        untouched(lambda x=x, y=y: _changed(attack, x, y), (x, y))  # type: ignore[misc]
+
+
+def _sample_determinism(attack: Attack) -> None:
+    for shape in _SHAPES:
+        x, y = _samples(shape)
+        same(_changed(attack, x, y), _changed(attack, x, y), "two equal calls")
+
+
+def _trigger(attack: Attack) -> None:
+    if attack.trigger is None:
+        return
+    require(attack.target is not None, "a trigger is declared and no option `target` says what it calls up")
+    for shape in _SHAPES:
+        x, _ = _samples(shape)
+        once = untouched(lambda x=x: attack.trigger(x), x)  # type: ignore[misc]
+        vector(once, tuple(x.shape), x.dtype, "samples with the trigger")
+        moved = (once != x).flatten(1).any(dim=1)
+        require(bool(moved.all()), f"{int((~moved).sum())} of {x.shape[0]} samples stay as they are")
+        same(attack.trigger(once), once, "the trigger on samples that have it")

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from fedopt import aggregators, attacks, compression, optimizers, participation
+from fedopt.aggregators import pre
 from fedopt.registry import Registry, facts
-from fedopt.testing import check_aggregator, check_attack, check_codec, check_optimizer, check_participation
+from fedopt.testing import (
+    check_aggregator,
+    check_attack,
+    check_codec,
+    check_optimizer,
+    check_participation,
+    check_pre,
+)
 
 OPTIMIZER_OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "sgd": (
@@ -32,6 +40,11 @@ def cases(registry: Registry, more: Mapping[str, tuple[dict[str, Any], ...]] | N
 @pytest.mark.parametrize(("name", "options"), cases(aggregators.registry))
 def test_aggregator(name: str, options: dict[str, Any]) -> None:
     check_aggregator(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases(pre.registry))
+def test_pre(name: str, options: dict[str, Any]) -> None:
+    check_pre(name, **options)
 
 
 @pytest.mark.parametrize(("name", "options"), cases(attacks.registry))

@@ -246,22 +246,28 @@ def test_an_empty_slice_is_caught_by_the_check() -> None:
 # An attack that asks which class the defence is.
 
 
-def test_an_attack_is_told_nothing_about_the_defence() -> None:
+def test_an_attack_is_not_told_which_the_defence_is() -> None:
     def tailored(honest: Tensor, *, b: int, rule: Any) -> Tensor:
         return honest[:b] * (2.0 if rule == "krum" else 5.0)
 
     def typed(honest: Tensor, *, b: int, aggregator: Any) -> Tensor:
         return honest[:b] * (2.0 if type(aggregator).__name__ == "krum" else 5.0)
 
-    assert set(attacks.OFFERS) == {"b", "n", "classes", "key"}
+    for offer in attacks.OFFERS:
+        assert offer not in ("rule", "aggregator", "strategy", "state")
     with pytest.raises(ConfigError, match=r"attack\.rule: missing"):
         attacks.lift(tailored, {})
     with pytest.raises(ConfigError, match=r"attack\.aggregator: missing"):
         attacks.lift(typed, {})
-    attack = attacks.build("alie", {})
-    assert attack.vectors is not None
-    with pytest.raises(TypeError, match="unexpected keyword argument 'rule'"):
-        attack.vectors(torch.randn(6, 2), 4, n=10, rule="krum")
+
+
+def test_only_an_omniscient_attack_may_try_out_the_server() -> None:
+    @declare(knowledge="colluders")
+    def trying(own: Tensor, *, outcome: Any) -> Tensor:
+        return -outcome(own).expand_as(own).clone()
+
+    with pytest.raises(ConfigError, match=r"attack\.name: trying asks for outcome, which only an omniscient"):
+        attacks.lift(trying, {})
 
 
 # torch.median takes the lower of the two middle values, NumPy their mean.

@@ -153,6 +153,63 @@ def write_run(
     return folder
 
 
+def add_trust(
+    folder: Path,
+    *,
+    attackers: tuple[int, ...] = (1, 4),
+    attacks: list[dict[str, Any]] | None = None,
+    kept: dict[int, str] | None = None,
+    backdoors: tuple[str, ...] = ("badnets",),
+    epsilon: bool = False,
+) -> Path:
+    """A rule that comes to distrust the attackers; `kept` names the rounds after which the model stayed, and why."""
+    draw = random.Random(7)
+    partition = json.loads((folder / "partition.json").read_text())
+    partition["attackers"] = list(attackers)
+    half = len(attackers) // 2
+    whole = {"first_round": 0, "last_round": None, "rounds_share": 1.0, "clients_share": 1.0}
+    late = {"first_round": 9, "last_round": 29, "rounds_share": 0.5, "clients_share": 1.0}
+    default = [
+        {"name": "badnets", "clients": list(attackers[:half]), **whole},
+        {"name": "ipm", "clients": list(attackers[half:]), **late},
+    ]
+    partition["attacks"] = default if attacks is None else attacks
+    (folder / "partition.json").write_text(json.dumps(partition))
+    lines = [json.loads(raw) for raw in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        progress = line["round"] / len(lines)
+        raw = {
+            c: draw.expovariate(1.0) + 0.2 if c not in attackers else max(0.0, 1.2 - 3 * progress) * draw.random()
+            for c in line["clients"]
+        }
+        total = sum(raw.values()) or 1.0
+        reason = (kept or {}).get(line["round"])
+        line["info"] = {
+            "trust": {str(c): 0.0 if reason is not None else weight / total for c, weight in raw.items()},
+            "norm": line["info"]["norm"],
+            "clipped": line["round"] % 2 == 0,
+            "how": "by trial loss",
+        }
+        if reason is not None:
+            line["info"]["kept_model"] = reason
+        if epsilon:
+            line["info"]["epsilon"] = 0.3 * math.sqrt(line["round"])
+        if "accuracy" in line:
+            line["backdoor"] = {name: min(1.0, (0.9 - 0.1 * i) * progress) for i, name in enumerate(backdoors)}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def trusting_run(tmp_path: Path) -> Callable[..., Path]:
+    """As `fake_run`, with the changes of `add_trust` under `trust`."""
+
+    def write(folder: str = "trusting", *, trust: dict[str, Any] | None = None, **changes: Any) -> Path:
+        return add_trust(write_run(tmp_path / folder, **changes), **(trust or {}))
+
+    return write
+
+
 @pytest.fixture
 def fake_run(tmp_path: Path) -> Callable[..., Path]:
     """`fake_run(folder_name, **changes)` writes a run folder below the test's own folder."""

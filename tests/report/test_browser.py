@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fedopt.report import compare, html, page
+from fedopt.report import compare, html, page, sweep_page
 from fedopt.report import record as run
 
 websocket = pytest.importorskip("websocket", reason="needs the package websocket-client")
@@ -320,6 +320,59 @@ def test_a_large_federation_is_drawn(browser: Browser, fake_run: Callable[..., P
     assert opened.fetched == []
 
 
+def hovered(opened: Page, picture: str, x: float, y: float) -> str:
+    """What is shown over a place in a picture."""
+    opened.run(f"Plotly.Fx.unhover('{picture}')")
+    opened.run(f"Plotly.Fx.hover('{picture}', {{ xval: {x}, yval: {y} }})")
+    return str(opened.until(f"document.querySelector('#{picture} .hoverlayer').textContent"))
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1300, False), (390, True)])
+def test_trust_is_drawn(browser: Browser, trusting_run: Callable[..., Path], width: int, dark: bool) -> None:
+    reason = "<b>none</b> of 10 updates lowers the trial loss of the samples that the server holds"
+    folder = trusting_run(client_names={1: "<i>first</i>"}, trust={"kept": {3: reason, 17: reason}})
+    opened = browser.open(html.write(folder), width=width, dark=dark)
+    assert {"trust", "weight", "backdoor"} <= set(titles(opened))
+    assert opened.run("document.documentElement.scrollWidth") <= width
+    # the label of an attacker has the colour of a warning, and all labels stand inside of the picture
+    labels = opened.run("[...document.querySelectorAll('#trust .ytick text')].map((t) => t.textContent)")
+    assert labels[:2] == ["✕ <i>first</i>" if width > 600 else "✕ <i>first<…", "✕ client 4"]
+    assert labels[2].startswith("client ") and len(labels) == 30
+    warn = opened.run("css('--warn')")
+    assert opened.run("document.querySelector('#trust .ytick tspan').style.fill") == opened.run(
+        f"(() => {{ const s = document.createElement('i').style; s.fill = '{warn}'; return s.fill; }})()"
+    )
+    box = "document.getElementById('trust').getBoundingClientRect().left"
+    left = "Math.min(...[...document.querySelectorAll('#trust .ytick')].map((t) => t.getBoundingClientRect().left))"
+    assert opened.run(left) >= opened.run(box)
+    legend = "[...document.querySelectorAll('#{} .legendtext')].map((t) => t.textContent)"
+    assert opened.run(legend.format("trust")) == ["model kept", "attacker"]
+    assert opened.run(legend.format("weight")) == ["their share of the answers", "weight on attackers", "model kept"]
+    assert opened.run(legend.format("backdoor")) == ["badnets"]
+    assert opened.run("document.querySelectorAll('#trust .scatterlayer path.point').length") == 2
+    row = opened.run("document.getElementById('trust').data[0].z[0].findIndex((v) => v !== null)")
+    said = hovered(opened, "trust", row + 1, 0)
+    assert "<i>first</i>" in said and "attacker: badnets" in said and f"round {row + 1}:" in said
+    assert "<b>none</b> of 10" in hovered(opened, "trust", 3, -1.1)
+    # no weight is grey, and a weight however small is not
+    scale = opened.run("document.getElementById('trust').data[0].colorscale")
+    assert scale[0] == [0, opened.run("css('--none')")]
+    assert len({colour for _, colour in scale}) == len(scale) and scale[1][0] < 0.001
+    opened.run("[...document.querySelectorAll('#axis button')][1].click()")
+    opened.until("document.querySelector('#backdoor .xtitle').textContent === 'bytes sent up and down'")
+    assert opened.errors == []
+    assert opened.fetched == []
+
+
+def test_trust_in_many_clients_is_drawn(browser: Browser, trusting_run: Callable[..., Path]) -> None:
+    trust = {"attackers": tuple(range(40)), "kept": {3: "why"}}
+    opened = browser.open(html.write(trusting_run(clients=200, rounds=30, asked=60, trust=trust)))
+    assert {"trusts", "weight"} <= set(titles(opened))
+    # two means, each with the two edges of its band, and the marks
+    assert opened.run("document.querySelectorAll('#trusts .scatterlayer .trace').length") == 7
+    assert opened.errors == []
+
+
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_a_run_that_has_only_begun_is_drawn(browser: Browser, fake_run: Callable[..., Path], rounds: int) -> None:
     opened = browser.open(html.write(fake_run(rounds=rounds, status="running", clients=3)))
@@ -350,5 +403,54 @@ def test_the_comparison_is_drawn(browser: Browser, fake_run: Callable[..., Path]
     select = "const s = document.getElementById('metric'); s.value = 'loss'; s.dispatchEvent(new Event('change'));"
     opened.run(f"(() => {{ {select} }})()")
     opened.until("document.getElementById('curves').data.at(-1).y[0] > 1")
+    assert opened.errors == []
+    assert opened.fetched == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_sweep_is_drawn(browser: Browser, tmp_path: Path, dark: bool) -> None:
+    evil = "<b>krum</b>"
+    names = {"rule": ["mean", evil], "attack": ["none", "ipm", "alie"], "split": ["iid", "dirichlet"]}
+    cells = [
+        {
+            "settings": {"rule": rule, "attack": attack, "split": split},
+            "seed": 1,
+            "key": f"{rule}{attack}{split}",
+            "clean": attack == "none",
+            "planned": 5,
+            "state": "refused" if (refused := rule == evil and attack == "alie") else "finished",
+            "message": evil if refused else "",
+            "value": None if refused else 0.9 - 0.1 * i - 0.05 * j,
+            "rounds": 5,
+            "seconds": 2.0,
+            "folder": f"cells/{i}{j}",
+            "report": not refused,
+            "versions": "fedopt 0.1.0",
+        }
+        for i, rule in enumerate(names["rule"])
+        for j, attack in enumerate(names["attack"])
+        for split in names["split"]
+    ]
+    facts = {"name": evil, "metric": "accuracy", "at": "last", "rows": "rule", "columns": "attack", "seeds": [1]}
+    (tmp_path / "sweep.json").write_text(json.dumps({**facts, "axes": names, "cells": cells}))
+    opened = browser.open(sweep_page.write(tmp_path), width=390 if dark else 1300, dark=dark)
+    assert set(titles(opened)) == {"panel-0", "panel-1"}
+    for panel in ("panel-0", "panel-1"):
+        # without attack, with, and the worst: three blocks of two rows
+        assert opened.run(f"document.querySelectorAll('#{panel} .hm image').length") == 3
+        assert opened.run(f"document.querySelectorAll('#{panel} .xaxislayer-above .xtick').length") == 4
+        texts = opened.run(f"[...document.querySelectorAll('#{panel} .heatmap-label')].map((t) => t.textContent)")
+        assert texts == ["90.00", "80.00", "85.00", "80.00", "75.00", "80.00 alie"]
+        words = opened.run(f"[...document.querySelectorAll('#{panel} .scatterlayer text')].map((t) => t.textContent)")
+        assert words == ["refused", "refused alie"]
+    assert column(opened, "ranks", 0) == ["mean", evil] and column(opened, "ranks", 1) == ["1.00", "2.00"]
+    assert column(opened, "worst", 1) == ["80.00 alie", "refused alie"]
+    assert column(opened, "troubles", 2) == [evil, evil]
+    links = opened.run("[...document.querySelectorAll('#cells a')].map((a) => a.getAttribute('href'))")
+    assert len(links) == 10 and links[0] == "cells/00/report.html"
+    assert opened.run("document.querySelector('h1').textContent") == evil
+    assert opened.run("document.documentElement.scrollWidth") <= (390 if dark else 1300)
+    opened.run("Plotly.Fx.hover('panel-0', [{ curveNumber: 1, pointNumber: [1, 0] }])")
+    assert opened.run("document.querySelectorAll('main b').length === document.querySelectorAll('.figure b').length")
     assert opened.errors == []
     assert opened.fetched == []

@@ -210,3 +210,32 @@ def test_the_terminal_table_fits(fake_run: Callable[..., Path], width: int) -> N
         assert "krum against IPM (2 seeds)" in text
         assert "[red]mean[/red] [stopped]" in text
         assert "aggregator = mean" in text
+
+
+def test_final_backdoor_rates_are_compared_where_there_are_any(
+    fake_run: Callable[..., Path], trusting_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    paths = [
+        trusting_run("a", seed=1, trust={"backdoors": ("badnets", "dba")}),
+        trusting_run("b", seed=2, trust={"backdoors": ("badnets", "dba")}),
+        fake_run("c", rule="mean", name="plain"),
+    ]
+    groups = compare.gather(paths)
+    assert compare.judged_by(groups) == "accuracy"
+    assert compare.metrics(groups)[-2:] == ["backdoor.badnets", "backdoor.dba"]
+    assert [row.backdoor for row in compare.rows(groups)] == [(pytest.approx(0.9), pytest.approx(0.0)), None]
+    text = printed(groups, 110)
+    assert "backdoor" in text
+    assert "90.00 ± 0.00 %" in text
+    assert max(map(len, printed(groups, 80).splitlines())) <= 80
+    data = embedded(compare.compare(paths, tmp_path / "compare.html")[0].read_text(encoding="utf-8"))
+    column = [c["name"] for c in data["table"]["columns"]].index("final backdoor")
+    assert [row[column] for row in data["table"]["rows"]] == [[0.9, "90.00 ± 0.00 %"], [None, "–"]]
+    assert all(len(row) == len(data["table"]["columns"]) for row in data["table"]["rows"])
+    assert data["charts"]["backdoor.dba"]["label"] == "backdoor dba"
+    assert data["charts"]["backdoor.dba"]["share"] is True
+    # where a backdoor's rate is all that two groups have in common, it judges neither
+    bare = [{"exchange": 0, "round": 1, "clients": [], "backdoor": {"badnets": 0.5}}]
+    only = [compare.Group(n, [run.RunRecord({"n": n}, {}, {}, bare, Path(n))]) for n in ("x", "y")]
+    assert compare.judged_by(only) is None
+    assert compare.metrics(only) == ["backdoor.badnets"]

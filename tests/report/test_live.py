@@ -139,6 +139,10 @@ def test_an_error_in_the_run_passes_through() -> None:
         {"round": float("nan"), "accuracy": float("nan"), "loss": float("inf")},
         {"round": 2, "accuracy": None, "bytes_up": [], "asked": {}, "client_eval": 3},
         {"round": -5, "asked": -1},
+        {"round": 2, "info": {"trust": {"0": float("nan"), "x": 1, "3": "high", "1": 1e308}, "kept_model": [1]}},
+        {"round": 2, "info": {"trust": [0.5], "kept_model": True, "epsilon": "much"}, "backdoor": {"a": None, "b": ""}},
+        {"round": 2, "info": {"trust": {}, "kept_model": "[red]" * 500}, "clients": [[], {}, None, True, "0"]},
+        {"round": 2, "info": 7, "backdoor": [0.5], "clients": [10**400, float("nan")]},
         {"round": 10**9, "accuracy": 1e300, "loss": -1e300, "bytes_up": 1e300},
         None,
         [1],
@@ -147,12 +151,52 @@ def test_an_error_in_the_run_passes_through() -> None:
 )
 @pytest.mark.parametrize("terminal", [True, False])
 def test_odd_lines_do_no_harm(odd: Any, terminal: bool) -> None:
-    view = LiveView(5, "t", Console(file=io.StringIO(), force_terminal=terminal, width=80))
+    view = LiveView(5, "t", Console(file=io.StringIO(), force_terminal=terminal, width=80), attackers=[0, 1])
     with view:
         view.update(line(1, accuracy=0.5))
         view.update(odd)
         view.update(line(2, accuracy=0.6))
         shown(view)
+
+
+def test_attackers_and_what_weight_they_have() -> None:
+    view = LiveView(9, "t", Console(file=io.StringIO(), force_terminal=True), attackers=[2, 5, 40])
+    view.update(line(1))
+    assert "2 of 9 answers" in shown(view)
+    assert "weight" not in shown(view)
+    trust = {str(c): 0.02 if c in (2, 5) else 0.96 / 7 for c in range(9)}
+    view.update(line(2, info={"trust": trust, "epsilon": 1.25}, backdoor={"badnets": 0.125}))
+    text = shown(view)
+    assert "2 of 9 answers, 4 % of the weight" in text
+    assert "badnets 12.50 %" in text
+    assert "ε = 1.25" in text
+    assert "model kept" not in text
+    # an exchange that tells no weights, as the first one of two in a round
+    view.update(line(3))
+    assert "4 % of the weight" in shown(view)
+    view.update(line(3, info={"kept_model": "nobody is [bold]trusted[/bold]", "trust": dict.fromkeys(trust, 0.0)}))
+    text = shown(view)
+    assert "in round 3: nobody is [bold]trusted[/bold]" in text
+    assert "2 of 9 answers, 0 % of the weight" in text
+    view.update(line(4, info={"kept_model": "again"}))
+    view.update(line(4, info={"kept_model": "again"}))
+    assert "in 2 rounds, last in round 4: again" in shown(view)
+
+
+def test_attackers_that_nobody_knows_of_are_not_shown() -> None:
+    view = LiveView(9, "t", Console(file=io.StringIO(), force_terminal=True))
+    view.update(line(1, info={"trust": {"0": 0.5, "1": 0.5}}))
+    assert "attackers" not in shown(view)
+    view = LiveView(9, "t", Console(file=io.StringIO(), force_terminal=True), attackers=[40])
+    view.update(line(1, info={"trust": {"0": 0.5, "1": 0.5}}))
+    assert "0 of 9 answers, 0 % of the weight" in shown(view)
+
+
+def test_plain_lines_tell_of_attackers_and_kept_rounds() -> None:
+    clock, out = Clock(), io.StringIO()
+    with LiveView(3, "t", Console(file=out, width=60), clock, attackers=[0]) as view:
+        view.update(line(1, accuracy=0.5, info={"trust": {"0": 0.125, "1": 0.5}, "kept_model": "why"}))
+    assert "12.5 % of the weight on attackers, model kept in 1 round" in out.getvalue()
 
 
 def test_nothing_planned_and_nothing_measured() -> None:
@@ -189,3 +233,12 @@ def test_the_summary_says_what_came_of_it(fake_run: Callable[..., Path]) -> None
     assert "no gain in [ten] rounds" in text
     assert max(map(len, text.splitlines())) <= 80
     console.print(summary(run.read(fake_run("empty", rounds=0))))
+
+
+def test_the_summary_tells_of_backdoors_and_kept_rounds(trusting_run: Callable[..., Path]) -> None:
+    folder = trusting_run(trust={"kept": {4: "first", 9: "nobody is [trusted]"}, "backdoors": ("badnets", "dba")})
+    console = Console(width=90, record=True, file=io.StringIO())
+    console.print(summary(run.read(folder)))
+    text = console.export_text()
+    assert "in 2 rounds, last in round 9: nobody is [trusted]" in text
+    assert "badnets 90.00 %, dba 80.00 %" in text

@@ -171,11 +171,18 @@ def test_series_leave_out_what_is_no_finite_number(record: run.RunRecord) -> Non
     assert run.number(True) is None
     assert run.number("3") is None
     assert run.number(math.inf) is None
+    assert run.number(10**400) is None
 
 
 def test_fields_are_the_numbers_of_a_group(record: run.RunRecord) -> None:
     assert run.fields(record, "recall") == ["N", "Q"]
     assert run.fields(record, "info") == ["trust"]
+    info = {"trust": {"0": 0.5}, "kept_model": "why", "on": True, "": 1.0, "gone": None, "norm": 2}
+    lines = [{"exchange": 0, "round": 1, "info": info, "recall": "high"}, {"exchange": 1, "round": 2, "info": [1.0]}]
+    odd = record._replace(lines=lines)
+    assert run.fields(odd, "info") == ["norm"]
+    assert run.fields(odd, "recall") == []
+    assert run.series(odd, "info.trust") == ([], [])
 
 
 def test_final_and_best_and_rounds_to_a_target(record: run.RunRecord) -> None:

@@ -51,9 +51,13 @@ def test_measures() -> None:
     assert units.measure("accuracy", 0.9279, 0.0019) == "92.79 ± 0.19 %"
     assert units.measure("loss", 0.5, 0.0123) == "0.5 ± 0.012"
     assert units.measure("loss", None) == "–"
+    assert units.measure("backdoor.badnets", 0.125) == "12.50 %"
+    assert units.percent(0.125) == "12.5 %"
+    assert units.percent(0.00012) == "0.012 %"
 
 
 def test_counts_and_labels() -> None:
     assert units.count(1234567) == "1\u202f234\u202f567"
     assert units.label("client_eval.score") == "score at the clients"
     assert units.label("my_number") == "my number"
+    assert units.label("backdoor.model_replacement") == "backdoor model_replacement"

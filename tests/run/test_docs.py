@@ -13,7 +13,7 @@ from fedopt.schedules import SHAPES
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "config.md").read_text(encoding="utf-8")
 SECTIONS = {
     "run": configs.Run, "data": configs.Data, "model": configs.Model, "strategy": configs.Strategy,
-    "attack": configs.Attack, "executor": configs.Executor,
+    "attack": configs.Attack, "privacy": configs.Privacy, "executor": configs.Executor,
 }  # fmt: skip
 
 

@@ -421,3 +421,61 @@ def test_server_optimizers(playing: Callable[..., Played], method: str, server: 
         x = x + ETA * m / (np.sqrt(v) + TAU)
     moved(x, start(played))
     agree(played.params, x)
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_recess(playing: Callable[..., Played], accumulate: bool) -> None:
+    played = playing("recess", accumulate=accumulate, decrease=0.5)
+    assert len(played.steps) == 2 * ROUNDS
+    w = start(played)
+    trust = dict.fromkeys(range(len(SIZES)), 1.0)
+    directions: dict[int, Array] = {}
+    for exchange, clients in cohorts(played):
+        if exchange % 2 == 0:
+            for i in clients:
+                delta = descend(w, batches(played, exchange, i), np.zeros_like(w))[0] - w
+                directions[i] = delta / math.sqrt(sum(v * v for v in delta))
+            continue
+        deltas, weights = [], []
+        if not accumulate:
+            trust = dict.fromkeys(range(len(SIZES)), 1.0)
+        for i in clients:
+            ahead = w + directions[i]
+            delta = descend(ahead, batches(played, exchange, i), np.zeros_like(w))[0] - ahead
+            length = math.sqrt(sum(v * v for v in delta))
+            cosine = sum(a * b for a, b in zip(directions[i], delta, strict=True)) / length
+            trust[i] -= 0.5 * (-cosine / length)
+            deltas.append(delta)
+            weights.append(math.exp(trust[i]))
+        w = w + averaged(deltas, weights)
+    moved(w, start(played))
+    agree(played.params, w)
+
+
+def test_byz_vr_marina(playing: Callable[..., Played]) -> None:
+    walk = Batches(size=4, steps=1)
+    played = playing("byz_vr_marina", p=0.4, batches=walk, rounds=10)
+    w = start(played)
+    before, g, coins = w, np.zeros_like(w), []
+    for step, (exchange, clients) in zip(played.steps, cohorts(played), strict=True):
+        coins.append(step.info["full_gradient"])
+        messages = []
+        for i in clients:
+            if coins[-1]:
+                messages.append(-gradient(w, *samples(played, i)))
+            else:
+                batch = batches(played, exchange, i, walk)[0]
+                messages.append(g - (gradient(w, *batch) - gradient(before, *batch)))
+        before, g = w, averaged(messages, [1.0] * len(clients))
+        w = w + LR * g
+    assert coins[0] and set(coins) == {True, False}
+    moved(w, start(played))
+    agree(played.params, w)
+
+
+def test_byz_vr_marina_with_full_gradients_alone_is_descent_under_the_rule(playing: Callable[..., Played]) -> None:
+    one = playing("byz_vr_marina", p=1.0, batches=Batches(size=None), rounds=4)
+    w = start(one)
+    for _, clients in cohorts(one):
+        w = w + LR * averaged([-gradient(w, *samples(one, i)) for i in clients], [1.0] * len(clients))
+    agree(one.params, w)

@@ -1,0 +1,126 @@
+"""SimBANT: clients are trusted as far as their models answer the trial samples as they should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import pydantic
+import torch
+from torch import Tensor
+
+from fedopt.aggregators import _trust
+from fedopt.aggregators._scaling import Scaling, rescaled
+from fedopt.registry import declare
+from fedopt.types import FedoptError, Info, Trial
+
+Temperature = Annotated[float, pydantic.Field(gt=0.0)]
+
+LEAST = 1e-4
+"""Score of a client whose answers have nothing to do with the server's, under `similarity = "cosine"`."""
+
+
+class Trust(NamedTuple):
+    """State: trust by client id `[N]`, sum 1, used with momentum, and the server's preconditioner."""
+
+    trust: Tensor
+    scale: Tensor
+    round: int
+
+
+@declare(
+    reference="Molodtsov, Medyakov, Skorik, Khachaturov, Tigranyan, Aletov, Avetisyan, Takac, Beznosikov 2025, 'Bant:"
+    " Byzantine Antidote via Trial Function and Trust Scores', arXiv 2505.07614, algorithm 3 and the authors' program",
+    scope="vector",
+    examples=({}, {"momentum": 0.5}, {"similarity": "cosine"}),
+)
+@dataclass(frozen=True)
+class simbant:
+    """Weights by the likeness of a client model's answers on the trial set to the labels, or to the server's own model.
+
+        pᵢ(z) = softmax(outputs of x + Δᵢ on z / T_p)
+        "cosine_targets":  sᵢ = mean over z of cos(pᵢ(z), onehot(y(z))),    rᵢ ∝ exp(sᵢ / T_s)
+        "cosine":  cᵢ(z) = cos(pᵢ(z), p₀(z)),    sᵢ = max(mean cᵢ - std cᵢ, 1e-4),    rᵢ = sᵢ / Σ s
+        delta = Σᵢ wᵢ Δᵢ,    w = r, or with momentum w <- (1 - β) w + β r
+
+    p₀ belongs to the model that the server trained on its own samples (`reference`), as the clients do on theirs; it is
+    trained only for "cosine". The standard deviation divides by N - 1.
+
+    temperature: T_p.
+    score_temperature: T_s.
+    momentum: β in (0, 1], trust kept by client over rounds; None takes each round by itself.
+    scaling: as in `bant`.
+    Raises FedoptError for models with a single output, which have no classes to compare.
+
+    Differences from the paper: it compares with the server's model and keeps trust with momentum, which is `similarity
+    = "cosine"` with `momentum`; the default is the authors' program. Of a part of the clients, trust moves within what
+    the active ones hold together, as in `bant`.
+    """
+
+    similarity: Literal["cosine_targets", "cosine"] = "cosine_targets"
+    temperature: Temperature = 0.05
+    score_temperature: Temperature = 0.05
+    momentum: Annotated[float | None, pydantic.Field(gt=0.0, le=1.0)] = None
+    scaling: Scaling = "none"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"reference"} if self.similarity == "cosine" else ())
+
+    def init(self, n: int) -> Trust:
+        return Trust(_trust.first(n), torch.zeros(0), 0)
+
+    def apply(
+        self, updates: Tensor, state: Trust, *, clients: Tensor, trial: Trial, reference: Tensor | None = None
+    ) -> tuple[Tensor, Trust, Info]:
+        """`updates [n, d]`, ids of the rows `[n]` -> delta `[d]`; info has the weights as `trust [n]`."""
+        updates, scale = rescaled(updates, state.scale, state.round, trial, self.scaling)
+        if self.similarity == "cosine_targets":
+            wanted = _onehot(trial)
+        elif reference is not None:
+            wanted = self._answers(trial, reference)
+        else:
+            raise FedoptError('simbant with similarity = "cosine" needs reference, the server\'s own update')
+        scores = torch.stack([self._score(_likeness(self._answers(trial, row), wanted)) for row in updates])
+        usable = torch.isfinite(scores)
+        if not bool(usable.any()):
+            none = {
+                "trust": torch.zeros_like(scores),
+                "kept_model": f"none of {len(scores)} models gives finite answers",
+            }
+            return updates.new_zeros(updates.shape[1]), state._replace(scale=scale, round=state.round + 1), none
+        if self.similarity == "cosine_targets":
+            towards = torch.softmax(torch.where(usable, scores / self.score_temperature, -torch.inf), dim=0)
+        else:
+            towards = _trust.shares(torch.where(usable, scores.clamp(min=LEAST), 0.0))
+        trust, weights = state.trust, towards
+        if self.momentum is not None:
+            trust = _trust.moved(trust, clients, towards, self.momentum)
+            weights = _trust.shares(torch.where(usable, trust[clients], 0.0))
+        new = Trust(trust, scale, state.round + 1)
+        return _trust.combined(weights, updates), new, {"trust": weights}
+
+    def _score(self, likeness: Tensor) -> Tensor:
+        return likeness.mean() if self.similarity == "cosine_targets" else likeness.mean() - likeness.std()
+
+    def _answers(self, trial: Trial, delta: Tensor) -> Tensor:
+        """Probabilities `[samples, classes]` in float64, one client at a time: n of them may not fit the memory."""
+        outputs = trial.outputs(delta[None])[0].to(torch.float64)
+        if outputs.dim() < 2 or outputs.shape[-1] < 2:
+            raise FedoptError(
+                f"simbant compares the probabilities of classes; a model with outputs {list(outputs.shape[1:])} for a"
+                " sample has none: take loss cross_entropy, or the rule bant"
+            )
+        return torch.softmax(outputs.reshape(-1, outputs.shape[-1]) / self.temperature, dim=-1)
+
+
+def _onehot(trial: Trial) -> Tensor:
+    outputs = trial.y.reshape(-1)
+    return torch.nn.functional.one_hot(outputs.to(torch.int64)).to(torch.float64)
+
+
+def _likeness(answers: Tensor, wanted: Tensor) -> Tensor:
+    """Cosine of each sample's probabilities with those wanted `[samples]`."""
+    if wanted.shape[1] < answers.shape[1]:  # a class that no trial sample has
+        wanted = torch.nn.functional.pad(wanted, (0, answers.shape[1] - wanted.shape[1]))
+    return torch.cosine_similarity(answers, wanted, dim=1)

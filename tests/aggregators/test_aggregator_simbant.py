@@ -1,0 +1,107 @@
+"""SimBANT against its formulas in loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedopt import aggregators
+from fedopt.types import FedoptError
+from tests.aggregators.trial_sets import drawn
+
+
+def probabilities(x: Tensor, point: Tensor, temperature: float) -> list[list[float]]:
+    found = []
+    for row in x:
+        z = sum(float(a) * float(p) for a, p in zip(row, point, strict=True)) / temperature
+        top = max(z, 0.0)
+        parts = [math.exp(-top), math.exp(z - top)]
+        found.append([p / sum(parts) for p in parts])
+    return found
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    dot = sum(p * q for p, q in zip(a, b, strict=True))
+    return dot / (math.sqrt(sum(p * p for p in a)) * math.sqrt(sum(q * q for q in b)))
+
+
+def looped(updates: Tensor, x: Tensor, y: Tensor, base: Tensor, o: dict[str, Any], reference: Tensor) -> list[float]:
+    """Weights of one round."""
+    scores = []
+    server = probabilities(x, base + reference, o["temperature"])
+    for row in updates:
+        answers = probabilities(x, base + row, o["temperature"])
+        if o["similarity"] == "cosine_targets":
+            wanted = [[1.0 - float(v), float(v)] for v in y]
+            scores.append(sum(cosine(a, w) for a, w in zip(answers, wanted, strict=True)) / len(wanted))
+        else:
+            c = [cosine(a, s) for a, s in zip(answers, server, strict=True)]
+            mean = sum(c) / len(c)
+            std = math.sqrt(sum((v - mean) ** 2 for v in c) / (len(c) - 1))
+            scores.append(max(mean - std, 1e-4))
+    if o["similarity"] == "cosine_targets":
+        scores = [math.exp((s - max(scores)) / o["score_temperature"]) for s in scores]
+    return [s / sum(scores) for s in scores]
+
+
+@pytest.mark.parametrize("similarity", ["cosine_targets", "cosine"])
+def test_oracle(similarity: str) -> None:
+    for seed in range(100):
+        options = {"similarity": similarity, "temperature": 0.05 + 0.01 * seed, "score_temperature": 0.05 + 0.02 * seed}
+        rule = aggregators.build("simbant", options)
+        updates, x, y, base, trial = drawn(seed, samples=20)
+        n = updates.shape[0]
+        reference = 0.3 * updates[0] - 0.1
+        wanted = torch.tensor(looped(updates, x, y, base, options, reference), dtype=torch.float64)
+        offers = {"reference": reference} if similarity == "cosine" else {}
+        delta, _, info = rule.apply(updates, rule.init(n), clients=torch.arange(n), trial=trial, **offers)
+        torch.testing.assert_close(info["trust"], wanted, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(delta, wanted @ updates, rtol=1e-8, atol=1e-12)
+
+
+def test_momentum_is_kept_by_client() -> None:
+    updates, x, y, base, trial = drawn(3, n=3)
+    options = {"similarity": "cosine_targets", "temperature": 0.5, "score_temperature": 0.5}
+    rule = aggregators.build("simbant", {**options, "momentum": 0.25})
+    r = looped(updates, x, y, base, options, updates[0])
+    state = rule.init(4)
+    _, state, info = rule.apply(updates, state, clients=torch.tensor([0, 2, 3]), trial=trial)
+    wanted = [0.75 * 0.25 + 0.25 * 0.75 * p for p in r]
+    torch.testing.assert_close(state.trust[torch.tensor([0, 2, 3])], torch.tensor(wanted, dtype=torch.float64))
+    assert float(state.trust[1]) == 0.25 and float(state.trust.sum()) == pytest.approx(1.0)
+    torch.testing.assert_close(info["trust"], torch.tensor([w / sum(wanted) for w in wanted], dtype=torch.float64))
+
+
+def test_what_it_needs_depends_on_the_likeness() -> None:
+    assert aggregators.build("simbant", {}).needs == {"clients", "trial"}
+    assert aggregators.build("simbant", {"similarity": "cosine"}).needs == {"clients", "trial", "reference"}
+
+
+def test_a_model_with_one_output_is_refused() -> None:
+    updates, _, _, _, trial = drawn(1, n=3)
+    single = trial._replace(outputs=lambda deltas: trial.outputs(deltas)[..., :1])
+    rule = aggregators.build("simbant", {})
+    with pytest.raises(
+        FedoptError, match=r"outputs \[1\] for a sample has none: take loss cross_entropy, or the rule bant"
+    ):
+        rule.apply(updates, rule.init(3), clients=torch.arange(3), trial=single)
+
+
+def test_a_model_without_finite_answers_has_no_part() -> None:
+    updates, _, _, _, trial = drawn(2, n=3)
+    updates[1] = 1e200
+
+    def outputs(deltas: Tensor) -> Tensor:
+        return torch.where(deltas.abs().amax() > 1e100, torch.nan, trial.outputs(deltas))
+
+    rule = aggregators.build("simbant", {})
+    delta, _, info = rule.apply(updates, rule.init(3), clients=torch.arange(3), trial=trial._replace(outputs=outputs))
+    assert info["trust"][1] == 0.0 and float(delta.abs().max()) < 1e3
+    delta, _, info = rule.apply(
+        updates[1:2], rule.init(1), clients=torch.arange(1), trial=trial._replace(outputs=outputs)
+    )
+    assert not delta.any() and "none of 1 models" in info["kept_model"]
