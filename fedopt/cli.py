@@ -29,8 +29,8 @@ from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.engine.record import named_model, write_bytes
 from fedopt.registry import ConfigError, facts
 from fedopt.report import compare as comparison
-from fedopt.report import html, live, record, trackers
-from fedopt.report import sweep as tables
+from fedopt.report import html, live, record, sweep_table, trackers
+from fedopt.report import sweep as sweep_results
 from fedopt.types import FedoptError
 
 app = typer.Typer(
@@ -92,7 +92,7 @@ def run(
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="A TOML file with a section [sweep]; see docs/sweep.md.")],
+    config: Annotated[Path, typer.Argument(help="A TOML file with the axes of a sweep; see docs/sweep.md.")],
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/NAME by default.")] = None,
     cache: Annotated[
@@ -111,7 +111,7 @@ def sweep(
     else:
         ledger, stopped = sweeps.run(plan, jobs, console=None if quiet else console)
     if table or not (report or quiet):
-        console.print(tables.table(tables.read(plan.out), console.width))
+        console.print(sweep_table.table(sweep_results.read(plan.out), console.width))
     counts = ledger.counts()
     _say(", ".join(f"{count} {state}" for state, count in counts.items()))
     _say(f"report: {plan.out / 'sweep.html'}")

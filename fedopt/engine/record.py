@@ -86,8 +86,9 @@ def size(value: Tensor, codec: Codec) -> int:
 def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]:
     """partition.json: class names, and per client its name, sizes and label counts.
 
-    Of more than `LISTED` clients, `SHOWN` evenly spaced ones are listed, and `population` sums up all of them: how many
-    they are, the spread of their sizes and the samples of each class.
+    `attacks` says who of the clients listed carries out what, and when. Of more than `LISTED` clients, `SHOWN` evenly
+    spaced ones are listed, and `population` sums up all of them: how many they are, the spread of their sizes and the
+    samples of each class.
     """
     data, attackers = problem.data, adversary.clients
     ids = torch.arange(data.clients)
@@ -108,7 +109,7 @@ def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]
         "attacks": [
             {
                 "name": group.attack.name,
-                "clients": group.clients.tolist(),
+                "clients": group.clients[torch.isin(group.clients, ids)].tolist(),
                 "first_round": group.schedule.first,
                 "last_round": group.schedule.last,
                 "rounds_share": group.schedule.rounds,

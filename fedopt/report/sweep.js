@@ -9,32 +9,55 @@ function level(value) {
   return data.scale.up ? part : 1 - part;
 }
 
+function lightness(hex) {
+  const n = parseInt(hex.slice(1), 16);
+  const part = [n >> 16, (n >> 8) & 255, n & 255].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+}
+
+// The colour of the scale at a level, and that of a text that can be read on it.
+function shade(at) {
+  const [low, high] = [css("--low"), css("--accent")].map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  return "#" + low.map((v, i) => Math.round(v + at * (high[i] - v)).toString(16).padStart(2, "0")).join("");
+}
+
+function legible(at) {
+  const ground = lightness(shade(at)) + 0.05;
+  return 1.05 / ground > ground / (lightness("#101418") + 0.05) ? "#ffffff" : "#101418";
+}
+
+function lines(text) {
+  return text.split("\n").map((line) => short(line, 16)).join("<br>");
+}
+
+// A name over a column: a long one in two lines.
+function head(name) {
+  const [, first, second] = name.length > 9 ? name.match(/^(.*_)([^_]+)$/) || [null, name, ""] : [null, name, ""];
+  return short(first, 14) + (second ? `<br>${short(second, 14)}` : "");
+}
+
 function heat(panel) {
   const rows = panel.rows.map((_, i) => i);
   const traces = panel.blocks.map((block) => ({
     type: "heatmap", x: block.x, y: rows, z: block.z.map((row) => row.map(level)), coloraxis: "coloraxis", xgap: 2, ygap: 2,
-    text: block.text.map((row) => row.map((text) => short(text, 28))), texttemplate: "%{text}",
     customdata: block.hover.map((row) => row.map((text) => folded(text, 60))), hovertemplate: "%{customdata}<extra></extra>",
     hoverongaps: false,
   }));
-  for (const bad of [false, true]) {
-    const words = panel.words.filter((word) => word.bad === bad);
-    if (!words.length) continue;
-    traces.push({
-      type: "scatter", mode: "text", x: words.map((word) => word.x), y: words.map((word) => word.y),
-      text: words.map((word) => short(word.text, 28)), textfont: { color: css(bad ? "--warn" : "--soft"), size: 12 },
-      customdata: words.map((word) => folded(word.hover, 60)), hovertemplate: "%{customdata}<extra></extra>",
-    });
-  }
-  const end = panel.ticks.length ? panel.ticks.at(-1)[0] : 0;
+  const colours = panel.words.map((word) => (word.z === null ? css(word.bad ? "--warn" : "--soft") : legible(level(word.z))));
+  traces.push({
+    type: "scatter", mode: "text", x: panel.words.map((word) => word.x), y: panel.words.map((word) => word.y),
+    text: panel.words.map((word) => lines(word.text)), textfont: { color: colours, size: 12 },
+    customdata: panel.words.map((word) => folded(word.hover, 60)), hovertemplate: "%{customdata}<extra></extra>",
+  });
+  const end = Math.max(0, ...panel.blocks.flatMap((block) => (block.x.length > block.z[0].length ? [block.x.at(-1) - 0.5] : block.x)));
   const ticks = data.scale ? data.scale.ticks : [];
   return {
     data: traces,
     layout: {
-      showlegend: false, hovermode: "closest",
+      showlegend: false, hovermode: "closest", margin: { l: 48, r: 12, t: 8, b: 8 },
       xaxis: {
         side: "top", showgrid: false, range: [-0.55, end + 0.55], tickvals: panel.ticks.map((tick) => tick[0]),
-        ticktext: panel.ticks.map(([, name, clean]) => (clean ? `${short(name, 14)}<br><i>no attack</i>` : short(name, 14))),
+        ticktext: panel.ticks.map(([, name, clean]) => head(name) + (clean ? "<br><i>no attack</i>" : "")),
         tickfont: { color: css("--ink") }, fixedrange: true,
       },
       yaxis: {

@@ -1,4 +1,4 @@
-"""What a sweep came to, from its `sweep.json`: groups, worst groups and ranks, for the terminal and as CSV.
+"""What a sweep came to, from its `sweep.json`: groups, worst groups and ranks; and as CSV.
 
 A *group* is a cell with all its seeds. Groups are compared along the axis of the rows (the rules, say); the *worst* of
 a row is its worst group along the axis of the columns (the attacks), as byzfl scores rules: the least, over attacks, of
@@ -16,12 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.console import Group as Stack
-from rich.table import Table
-from rich.text import Text
-
 from fedopt.report import units
 from fedopt.report.compare import spread
 from fedopt.report.record import METRICS, Line, number
@@ -35,8 +29,6 @@ BACKDOOR = "backdoor."
 ABSENT = "–"
 BAD = ("failed", "refused", "no value")
 """Words for groups that have come to nothing, the gravest first."""
-TOLD = 20
-"""How many refused and failed cells the terminal lists."""
 
 
 def is_measure(metric: str) -> bool:
@@ -298,31 +290,6 @@ def rows_of(found: Results) -> str:
     return text.getvalue()
 
 
-def table(found: Results, width: int = 80) -> RenderableType:
-    """Everything for a terminal: a table for each panel, the ranks, and what went wrong."""
-    parts: list[RenderableType] = [Text(found.said(), style="bold")]
-    for panel in found.panels:
-        drawn = _panel(found, panel, True)
-        # where it does not fit, without the spread; names give way to numbers
-        parts.append(drawn if _width(drawn) <= width else _panel(found, panel, False))
-    if len(found.rows) > 1:
-        parts.append(_ranks(found))
-    if troubles := found.troubles():
-        lines = [Text("refused and failed", style="bold")]
-        for cell, word, message in troubles[:TOLD]:
-            lines.append(
-                Text.assemble((word, "yellow" if word != "failed" else "red"), f"  {found.label(cell)}: {message}")
-            )
-        if len(troubles) > TOLD:
-            lines.append(Text(f"and {len(troubles) - TOLD} more, see sweep.html"))
-        parts += lines
-    return Stack(*parts)
-
-
-def _width(drawn: Table) -> int:
-    return Console(width=10_000).measure(drawn).maximum
-
-
 def columns_of(found: Results, panel: Panel) -> list[tuple[str, bool]]:
     """The columns of a panel, and whether nobody attacks in them; those without attack first."""
     named = []
@@ -333,46 +300,6 @@ def columns_of(found: Results, panel: Panel) -> list[tuple[str, bool]]:
     return sorted(named, key=lambda column: not column[1])
 
 
-def best_in(found: Results, panel: Panel, column: str) -> float | None:
-    """The best mean of a column."""
-    means = [group.mean for (_, name), group in panel.cells.items() if name == column and group.mean is not None]
-    return (max if found.up else min)(means, default=None)
-
-
-def _panel(found: Results, panel: Panel, deviation: bool) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title=panel.title or None, title_justify="left")
-    drawn.add_column(found.rows_axis, overflow="fold")
-    columns = columns_of(found, panel)
-    scores = any(found.counts(group) for group in panel.cells.values()) and len(columns) > 1
-    rows = []
-    best = {name: best_in(found, panel, name) for name, _ in columns}
-    for row in found.rows:
-        cells = [Text(row)]
-        for name, _ in columns:
-            group = panel.cells.get((row, name))
-            top = group is not None and group.mean is not None and group.mean == best[name]
-            cells.append(Text(found.shown(group, deviation=deviation), style="bold" if top else _style(group)))
-        if scores:
-            worst = found.worst(group for (r, _), group in panel.cells.items() if r == row)
-            cells += [Text(text, style=_style(worst.group if worst else None)) for text in worst_of(found, worst)]
-        rows.append(cells)
-    heads = [f"{name}\nno attack" if clean else name for name, clean in columns] + ["worst"] * scores
-    for i, head in enumerate(heads, 1):
-        wide = max(len(cells[i]) for cells in rows)
-        drawn.add_column(Text(head), justify="right", overflow="fold", min_width=wide)
-    if scores:
-        drawn.add_column(str(found.columns_axis), overflow="fold")
-    for cells in rows:
-        drawn.add_row(*cells)
-    return drawn
-
-
-def _style(group: Group | None) -> str:
-    if group is None or group.open:
-        return "dim"
-    return {"failed": "red", "refused": "yellow", "no value": "yellow"}.get(group.bad, "")
-
-
 def worst_of(found: Results, worst: Worst | None, whole: bool = False) -> tuple[str, str]:
     """The number, and where it is: the column, with `so far` if a worse one may come; or all settings but the row's."""
     if worst is None:
@@ -381,25 +308,6 @@ def worst_of(found: Results, worst: Worst | None, whole: bool = False) -> tuple[
     others = [name for axis, name in group.settings.items() if axis != found.rows_axis]
     where = " · ".join(others) if whole else found.column(group)
     return found.shown(group, deviation=False), f"{where}{'' if worst.whole else ' so far'}"
-
-
-def _ranks(found: Results) -> RenderableType:
-    ranks, many = found.ranks(), len(found.scenarios())
-    if not ranks:
-        return Text(f"{found.rows_axis}: no ranks yet, they need a comparison in which every cell is done", style="dim")
-    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), title=ranked(found), title_justify="left")
-    drawn.add_column(found.rows_axis, overflow="fold")
-    drawn.add_column("mean rank", justify="right", no_wrap=True)
-    drawn.add_column("first", justify="right", no_wrap=True)
-    drawn.add_column("worst of all", justify="right", no_wrap=True)
-    drawn.add_column("in", overflow="fold")
-    for rank in ranks:
-        worst = found.worst(found.row(rank.row))
-        drawn.add_row(
-            *(Text(text) for text in (rank.row, f"{rank.mean:.2f}", f"{rank.firsts} of {many}")),
-            *(Text(text) for text in worst_of(found, worst, whole=True)),
-        )
-    return drawn
 
 
 def ranked(found: Results) -> str:

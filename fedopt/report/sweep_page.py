@@ -14,6 +14,12 @@ from fedopt.report.sweep import Group, Panel, Results, columns_of, ranked, read,
 
 GAP = 0.35
 """Between blocks of a heat map, in widths of a column."""
+WORST = 1.5
+"""Width of the column of the worst, which names them."""
+ROW = 44
+"""Height of a row in pixels."""
+NARROW = 5
+"""So many columns go into half the width of the page."""
 STEEP = 20.0
 """A measure without bounds is coloured by its logarithm where the greatest is so many times the least."""
 
@@ -75,43 +81,43 @@ def _panel(found: Results, panel: Panel) -> dict[str, Any]:
         blocks.append(block.data(len(found.rows)))
         at = block.x[-1] + 1 + GAP
     if len(columns) > 1 and any(found.counts(group) for group in panel.cells.values()):
+        at += (WORST - 1) / 2
         block = _Block([at])
         for y, row in enumerate(found.rows):
             worst = found.worst(group for (r, _), group in panel.cells.items() if r == row)
-            text = " ".join(worst_of(found, worst)).strip()
+            text = "\n".join(worst_of(found, worst)).strip()
             block.add(found, worst.group if worst else None, text, f"{row}, worst", y, at, words)
         ticks.append([at, "worst", False])
-        blocks.append(block.data(len(found.rows)))
+        # a heat map takes edges in place of centres
+        blocks.append({**block.data(len(found.rows)), "x": [at - WORST / 2, at + WORST / 2]})
     return {"title": panel.title, "rows": found.rows, "blocks": blocks, "ticks": ticks, "words": words}
 
 
 class _Block:
-    """Columns of a heat map that stand together."""
+    """Columns of a heat map that stand together; `words` is what is written on all blocks."""
 
     def __init__(self, x: Sequence[float]) -> None:
         self.x = list(x)
         self.z: list[float | None] = []
-        self.text: list[str] = []
         self.hover: list[str] = []
 
     def add(
         self, found: Results, group: Group | None, text: str, where: str, y: int, x: float, words: list[dict[str, Any]]
     ) -> None:
-        """The next cell, row by row; one without a mean is a word where its colour would be."""
+        """The next cell, row by row; one without a mean has no colour."""
         said = next((str(cell["message"]) for cell in group.cells if cell["message"]), "") if group else ""
-        hover = f"{where}: {text}" + (f" ({said})" if said else "")
+        hover = f"{where}: {' '.join(text.split())}" + (f" ({said})" if said else "")
+        text = text.replace(" ± ", "\n± ")
         mean = None if group is None else group.mean
         self.z.append(mean)
-        self.text.append("" if mean is None else text)
         self.hover.append(hover)
-        if mean is None:
-            words.append({"x": x, "y": y, "text": text, "hover": hover, "bad": bool(group and group.bad)})
+        words.append({"x": x, "y": y, "z": mean, "text": text, "hover": hover, "bad": bool(group and group.bad)})
 
     def data(self, rows: int) -> dict[str, Any]:
         """Values in rows."""
         wide = len(self.x)
         cut = [slice(i * wide, (i + 1) * wide) for i in range(rows)]
-        return {"x": self.x, **{name: [getattr(self, name)[c] for c in cut] for name in ("z", "text", "hover")}}
+        return {"x": self.x, **{name: [getattr(self, name)[c] for c in cut] for name in ("z", "hover")}}
 
 
 def _ranks(found: Results) -> dict[str, Any] | None:
@@ -142,7 +148,7 @@ def _worst(found: Results) -> dict[str, Any]:
         cells: list[Any] = [row]
         for panel in found.panels:
             worst = found.worst(group for (r, _), group in panel.cells.items() if r == row)
-            cells.append([worst.group.mean if worst else None, " ".join(worst_of(found, worst)).strip()])
+            cells.append([worst.group.mean if worst else None, " ".join(reversed(worst_of(found, worst))).strip()])
         rows.append(cells)
     heads = [{"name": found.rows_axis}] + [{"name": panel.title or "worst", "right": True} for panel in found.panels]
     return {"columns": heads, "rows": rows}
@@ -182,8 +188,8 @@ def _body(found: Results) -> str:
     several = len(found.panels) > 1
     cards = []
     for i, panel in enumerate(found.panels):
-        height = 34 * len(found.rows) + 110
-        wide = " wide" if len(columns_of(found, panel)) > 5 or not several else ""
+        height = ROW * len(found.rows) + 84
+        wide = " wide" if len(columns_of(found, panel)) > NARROW or not several else ""
         cards.append(
             f'<div class="card{wide}"><h3>{escape(panel.title)}</h3>'
             f'<div class="plot" id="panel-{i}" style="height: {height}px"></div></div>'
@@ -221,9 +227,8 @@ def _section(title: str, inner: str) -> str:
 
 def _header(found: Results) -> str:
     states, plan = found.states(), found.document
-    spans = " × ".join(f"{len(names)} {axis}" for axis, names in plan["axes"].items())
-    seeds = len(plan["seeds"])
-    lead = f"{spans}, {seeds} seed{'s' if seeds > 1 else ''}: {found.said()}."
+    spans = " × ".join(f"{axis} ({len(names)})" for axis, names in plan["axes"].items())
+    lead = f"{spans} × seed ({len(plan['seeds'])}): {found.said()}."
     seconds = sum({cell["key"]: float(cell["seconds"]) for cell in plan["cells"]}.values())
     figures = [("different runs", units.count(sum(states.values())))]
     figures += [(state, units.count(count)) for state, count in sorted(states.items())]

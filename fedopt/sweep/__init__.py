@@ -4,8 +4,8 @@ read(path)        the file as axes and cells, checked as a whole before anything
 run(sweep)        runs what is not finished, in processes of their own; killed and run again, it goes on where it was
 results(sweep)    what the cells came to, without running anything
 
-A cell is a run folder whose name is the hash of its experiment. Results are `sweep.json`, of which fedopt.report.sweep
-makes the tables and fedopt.report.sweep_page the page.
+A cell is a run folder whose name is the hash of its experiment. Results are `sweep.json`, of which fedopt.report
+makes tables (sweep_table) and a page (sweep_page).
 """
 
 from __future__ import annotations

@@ -98,11 +98,6 @@ class Cell(NamedTuple):
     key: str
     """`fingerprint` of the config, and the name of the cell's folder."""
 
-    @property
-    def label(self) -> str:
-        """`krum · ipm · seed 1`."""
-        return " · ".join([*self.settings.values(), f"seed {self.seed}"])
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -128,6 +123,11 @@ class Sweep:
         for cell in self.cells:
             found.setdefault(cell.key, cell)
         return found
+
+    def label(self, cell: Cell) -> str:
+        """`krum · ipm · seed 1`, without the seed where there is one."""
+        seed = [f"seed {cell.seed}"] if len(self.seeds) > 1 else []
+        return " · ".join([*cell.settings.values(), *seed])
 
 
 def fingerprint(config: Config) -> str:

@@ -193,7 +193,7 @@ class _Pool:
                 self.workers[slot] = _Worker(self.log)
             cell = self.waiting.popleft()
             self.workers[slot].take(cell, self.sweep)
-            self.view.begin(slot, cell.label, cell.config.run.rounds)
+            self.view.begin(slot, self.sweep.label(cell), cell.config.run.rounds)
 
     def _hear(self, slot: int) -> None:
         worker = self.workers[slot]

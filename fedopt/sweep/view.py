@@ -141,7 +141,7 @@ class SweepView:
 
 def _bars() -> Table:
     table = Table.grid(padding=(0, 1), expand=True)
-    table.add_column(no_wrap=True, ratio=2)
+    table.add_column(no_wrap=True, ratio=3)
     table.add_column(ratio=2)
     table.add_column(no_wrap=True, justify="right", ratio=2)
     return table

@@ -439,12 +439,13 @@ def test_the_sweep_is_drawn(browser: Browser, tmp_path: Path, dark: bool) -> Non
         # without attack, with, and the worst: three blocks of two rows
         assert opened.run(f"document.querySelectorAll('#{panel} .hm image').length") == 3
         assert opened.run(f"document.querySelectorAll('#{panel} .xaxislayer-above .xtick').length") == 4
-        texts = opened.run(f"[...document.querySelectorAll('#{panel} .heatmap-label')].map((t) => t.textContent)")
-        assert texts == ["90.00", "80.00", "85.00", "80.00", "75.00", "80.00 alie"]
         words = opened.run(f"[...document.querySelectorAll('#{panel} .scatterlayer text')].map((t) => t.textContent)")
-        assert words == ["refused", "refused alie"]
+        expected = ["90.00", "80.00", "85.00", "80.00", "75.00", "refused", "80.00alie", "refusedalie"]
+        assert words == expected, "the columns without attack, those with, the worst"
+        colours = f"[...document.querySelectorAll('#{panel} .scatterlayer text')].map((t) => t.style.fill)"
+        assert len(set(opened.run(colours))) == 3, "on a light ground, on a dark one, and a warning"
     assert column(opened, "ranks", 0) == ["mean", evil] and column(opened, "ranks", 1) == ["1.00", "2.00"]
-    assert column(opened, "worst", 1) == ["80.00 alie", "refused alie"]
+    assert column(opened, "worst", 1) == ["alie 80.00", "alie refused"]
     assert column(opened, "troubles", 2) == [evil, evil]
     links = opened.run("[...document.querySelectorAll('#cells a')].map((a) => a.getAttribute('href'))")
     assert len(links) == 10 and links[0] == "cells/00/report.html"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedopt.report import sweep, sweep_page
+from fedopt.report import sweep, sweep_page, sweep_table
 from fedopt.types import FedoptError
 
 # (value by seed) or a word, by rule and attack
@@ -73,7 +73,7 @@ def embedded(text: str) -> dict[str, Any]:
 
 def printed(document: dict[str, Any], width: int = 100) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(sweep.table(sweep.Results(document), width))
+    console.print(sweep_table.table(sweep.Results(document), width))
     return console.export_text()
 
 
@@ -155,7 +155,7 @@ def test_less_is_better_for_a_loss() -> None:
     worst = found.worst(found.row("a"))
     assert worst is not None and worst.group.settings["attack"] == "y"
     assert {rank.row: rank.mean for rank in found.ranks()} == {"a": 1.5, "b": 1.5}
-    assert sweep.best_in(found, found.panels[0], "y") == 2.0
+    assert sweep_table.best_in(found, found.panels[0], "y") == 2.0
 
 
 def test_what_is_not_known_yet_is_not_ranked() -> None:
@@ -227,7 +227,7 @@ def test_the_terminal_tables() -> None:
     ranks = text[text.index("mean rank over 2 attacked cells") :]
     assert cells_of(ranks, "b") == ["b", "1.25", "2 of 2", "70.00", "y · iid"]
     assert cells_of(ranks, "a") == ["a", "2.00", "1 of 2", "55.00", "y · iid"]
-    assert "refused  c · x · iid · seed 1: krum needs n >= 9" in text
+    assert "refused  c · x · iid · seed 1 and 1 more: krum needs n >= 9" in text
     # numbers end where their heads end
     line = next(line for line in text.splitlines() if line.split()[:1] == ["a"])
     head = next(line for line in text.splitlines() if " x " in line)
@@ -265,16 +265,16 @@ def test_the_page(tmp_path: Path) -> None:
     assert free["z"][:3] == [[0.94], [0.9], [0.9]]
     assert attacked["z"][:3] == [[0.85, 0.55], [0.85, 0.7], [None, 0.55]]
     assert worst["z"][:3] == [[0.55], [0.7], [None]]
-    assert worst["text"][:3] == [["55.00 y"], ["70.00 y"], [""]]
-    assert [(tick[1], tick[2]) for tick in panel["ticks"]] == [
-        ("none", True),
-        ("x", False),
-        ("y", False),
-        ("worst", False),
+    assert worst["hover"][:3] == [
+        ["a, worst: 55.00 y"],
+        ["b, worst: 70.00 y"],
+        ["c, worst: refused x (krum needs n >= 9)"],
     ]
-    xs = [x for block in panel["blocks"] for x in block["x"]]
-    assert xs == [tick[0] for tick in panel["ticks"]] and xs == sorted(xs)
-    assert free["x"][-1] + 1 < attacked["x"][0] and attacked["x"][-1] + 1 < worst["x"][0], "they stand apart"
+    at = [tick[0] for tick in panel["ticks"]]
+    assert at == [*free["x"], *attacked["x"], sum(worst["x"]) / 2]
+    assert free["x"][-1] + 1 < attacked["x"][0] and attacked["x"][-1] + 0.5 < worst["x"][0], "they stand apart"
+    words = {(word["x"], word["y"]): word["text"] for word in panel["words"]}
+    assert words[at[-1], 1] == "70.00\ny" and words[at[0], 0] == "94.00\n± 1.41"
     refused = [word for word in panel["words"] if word["text"] == "refused"]
     assert [(word["x"], word["y"], word["bad"]) for word in refused] == [(attacked["x"][0], 2, True)]
     assert "krum needs n >= 9" in refused[0]["hover"]
@@ -283,7 +283,7 @@ def test_the_page(tmp_path: Path) -> None:
     # two rules have the numbers of a: against x the three best share ranks 1 to 3, against y they share 2 to 4
     assert ranks["b"] == [[1.5, "1.50"], [2, "2 of 2"], [0.7, "70.00"], "y · iid"]
     assert ranks["c"][0] == [3.5, "3.50"] and ranks["a"][0] == ranks[evil][0] == [2.5, "2.50"]
-    assert data["worst"]["rows"][2] == ["c", [None, "refused x"]]
+    assert data["worst"]["rows"][2] == ["c", [None, "x refused"]]
     assert data["troubles"]["rows"] == [
         ["refused", f"c · x · iid · seed {seed}", "krum needs n >= 9"] for seed in (1, 2)
     ]
@@ -291,7 +291,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert row[3] == [0.55, "55.00 ± 7.07 %"] and row[4] == [2, "2 of 2"] and row[5] == [3, "3.00 s"]
     assert row[6] == [[1, "cells/ayiid1/report.html"], [2, "cells/ayiid2/report.html"]]
     assert "different versions: fedopt 0.1.0, torch 2.13.0; fedopt 0.2.0" in text
-    assert "4 rule × 3 attack × 1 split, 2 seeds" in text
+    assert "rule (4) × attack (3) × split (1) × seed (2)" in text
 
 
 def test_the_csv(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ WRONG: list[tuple[dict[str, Any], str, list[str]]] = [
     ),
     ({"data.trial_samples": 5000}, "data.trial_samples", ["5000 was given", "lower it"]),
     # attackers
-    ({"attack": [{"name": "alie"}]}, "attack.0", ["one of share, count or clients is needed; none given"]),
+    ({"attack": [{"name": "alie"}]}, "attack.0", ["one of share, count, clients or along is needed; none given"]),
     ({"attack": [{"name": "alie", "share": 0.2, "count": 2}]}, "attack.0", ["share, count given"]),
     ({"attack": [{"name": "alie", "share": 0.1}]}, "attack.0.share", ["0 attackers of the 8 clients"]),
     ({"attack": [{"name": "alie", "share": 1.2}]}, "attack.0.share", ["1.2 was given"]),

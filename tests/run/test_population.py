@@ -90,7 +90,7 @@ def test_a_run_of_twenty_thousand_clients_leaves_small_files(tmp_path: Path) -> 
     code = report.read_text(encoding="utf-8")
     data = code[code.index('id="data">') : code.index("</script>", code.index('id="data">'))]
     assert len(data) < 500_000  # the rest is plotly
-    assert "over 20\u202f000 clients, 2\u202f000 of them attackers," in code
+    assert "over 20\u202f000 clients, 2\u202f000 of them attackers (sign_flip)," in code
 
 
 def test_who_a_client_is_does_not_depend_on_the_population() -> None:

@@ -151,7 +151,8 @@ def test_early_stopping(losses: list[float | None], stop: dict[str, Any], reason
 def test_partition_and_run_json(small: Small, tmp_path: Path) -> None:
     result = fedopt.run(small({"attack": [{"name": "label_flip", "clients": [6, 2]}], "run.rounds": 1}), out=tmp_path)
     partition = json.loads((tmp_path / "partition.json").read_text())
-    assert set(partition) == {"class_names", "clients", "attackers", "server"}
+    assert set(partition) == {"class_names", "clients", "attackers", "attacks", "server"}
+    assert [(a["name"], a["clients"], a["first_round"]) for a in partition["attacks"]] == [("label_flip", [2, 6], 0)]
     assert partition["class_names"] == list("0123456789") and partition["attackers"] == [2, 6]
     splits = result.setup.problem.data.splits
     for client, entry in enumerate(partition["clients"]):
@@ -190,6 +191,8 @@ def test_partition_of_a_large_population(small: Small, tmp_path: Path, monkeypat
     assert 31 + 4 <= len(ids) <= 31 + 10 and len(set(ids) & set(range(1, 60))) >= 9
     assert part.pop("clients") == [whole["clients"][i] for i in ids]
     everybody = whole.pop("clients")
+    (some,), (every,) = part.pop("attacks"), whole.pop("attacks")
+    assert some == {**every, "clients": [i for i in every["clients"] if i in ids]}
     assert part == whole
     assert set(population) == {"clients", "train", "valid"} and population["clients"] == 331
     for split in ("train", "valid"):

@@ -20,7 +20,8 @@ from rich.console import Console
 import fedopt as library
 from fedopt import ConfigError
 from fedopt.engine.checkpoint import newest
-from fedopt.sweep import Ledger, grid, read, results
+from fedopt.report.sweep import read as results_of
+from fedopt.sweep import Ledger, grid, read, results, run
 from fedopt.sweep.cell import work
 from fedopt.sweep.ledger import LOCK, look
 from fedopt.sweep.view import SweepView
@@ -142,8 +143,11 @@ def test_a_sweep_may_stand_on_a_base(small: Small, write: Write) -> None:
     assert (
         read(write({**document, "sweep": section}), ["run.rounds=3", "sweep.seeds=[5]", "sweep.name=x"]).out.name == "x"
     )
-    changed = read(write({**document, "sweep": section}), ["run.rounds=3", "sweep.seeds=[5]"]).cells[1]
-    assert (changed.config.run.rounds, changed.seed, changed.label) == (3, 5, "krum · seed 5")
+    changed = read(write({**document, "sweep": section}), ["run.rounds=3", "sweep.seeds=[5]"])
+    assert (changed.cells[1].config.run.rounds, changed.cells[1].seed) == (3, 5)
+    assert changed.label(changed.cells[1]) == changed.cells[1].config.run.name == "krum"
+    both = read(write({**document, "sweep": {**section, "seeds": [5, 6]}}))
+    assert both.label(both.cells[3]) == "krum · seed 6"
 
 
 def test_paths_reach_into_every_attack(small: Small, write: Write) -> None:
@@ -284,16 +288,33 @@ def until(true: Callable[[], Any], process: subprocess.Popen[str] | None = None,
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("killed", ["all processes", pytest.param("the sweep alone", marks=pytest.mark.slow)])
+@pytest.fixture
+def begin(start: Start) -> Iterator[Start]:
+    """As `start`; what still runs at the end of the test, of the process or of those that it started, is killed."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def call(*words: object) -> subprocess.Popen[str]:
+        begun.append(start(*words))
+        return begun[-1]
+
+    yield call
+    for process in begun:
+        if process.poll() is None:
+            for pid in (process.pid, *children(process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
 def test_a_sweep_that_was_killed_goes_on_and_repeats_no_finished_cell(
-    killed: str, small: Small, write: Write, start: Start, same: Same, counted: Path, tmp_path: Path
+    small: Small, write: Write, begin: Start, same: Same, counted: Path, tmp_path: Path
 ) -> None:
     rounds = 10
     axes = {"rule": counting("mean", "median", "first"), "attack": ATTACKS, "split": SPLITS}
     changes = {"run.rounds": rounds, "run.checkpoint_every": 2, "run.evaluate_every": 5, "executor": "serial"}
     document = swept(small, axes, {**changes, "model.hidden": [4]}, out=str(tmp_path / "out"))
     config = write(document)
-    process = start("sweep", config)
+    process = begin("sweep", config)
     root = tmp_path / "out" / "cells"
 
     def half_way() -> bool:
@@ -305,26 +326,21 @@ def test_a_sweep_that_was_killed_goes_on_and_repeats_no_finished_cell(
     until(half_way, process)
     family = children(process.pid)
     assert len(family) == 1, "one job is one process"
-    process.kill()
-    if killed == "all processes":
-        for pid in family:
-            os.kill(pid, signal.SIGKILL)
+    for pid in (process.pid, *family):
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    until(lambda: not any(map(alive, family)), seconds=30)  # what is left of it ends by itself
+    until(lambda: not any(map(alive, family)))
 
     done = finished(root)
     begun = {folder: newest(folder / "checkpoints") for folder in cells(root) if folder not in done}
     assert 11 <= len(done) < 24
-    if killed == "all processes":
-        assert len(begun) == 1 and {status(folder) for folder in begun} == {"running"}
-        assert all(path is not None for path in begun.values()), "it has to go on from somewhere"
-    elif begun:
-        assert {status(folder) for folder in begun} == {"interrupted"}
+    assert len(begun) == 1 and {status(folder) for folder in begun} == {"running"}
+    assert all(path is not None for path in begun.values()), "it has to go on from somewhere"
     kept = sum(int(path.name) for path in begun.values() if path is not None)
     before, exchanges = stamps(done), applied(counted)
 
-    process = start("sweep", config)
+    process = begin("sweep", config)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"24 cells, {len(done)} finished already" in out
@@ -339,12 +355,28 @@ def test_a_sweep_that_was_killed_goes_on_and_repeats_no_finished_cell(
         same(tmp_path / "whole" / folder.name, folder)
 
 
+def test_a_process_whose_sweep_was_killed_stops_its_cell(
+    small: Small, write: Write, begin: Start, counted: Path, tmp_path: Path
+) -> None:
+    config = write(swept(small, {"rule": counting("mean", "median")}, {"run.rounds": 5000}, out=str(tmp_path / "out")))
+    process = begin("sweep", config)
+    until(lambda: any(count(folder) > 1 for folder in cells(tmp_path / "out")), process)
+    family = children(process.pid)
+    process.kill()
+    process.communicate()
+    assert len(family) == 1
+    until(lambda: not any(map(alive, family)), seconds=60)
+    (folder,) = cells(tmp_path / "out")
+    checkpoint = newest(folder / "checkpoints")
+    assert status(folder) == "interrupted" and checkpoint is not None and int(checkpoint.name) == count(folder)
+
+
 def test_ctrl_c_stops_after_the_exchange_in_hand(
-    small: Small, write: Write, start: Start, counted: Path, tmp_path: Path
+    small: Small, write: Write, begin: Start, counted: Path, tmp_path: Path
 ) -> None:
     axes = {"rule": counting("mean", "median", "first")}
     config = write(swept(small, axes, {"run.rounds": 5000, "executor": "serial"}, out=str(tmp_path / "out")))
-    process = start("sweep", config, "--jobs", 2)
+    process = begin("sweep", config, "--jobs", 2)
     root = tmp_path / "out"
     until(lambda: len([folder for folder in cells(root) if count(folder) > 1]) == 2, process)
     family = children(process.pid)
@@ -451,17 +483,49 @@ def test_cells_are_found_again_by_their_hash(
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(
-    small: Small, write: Write, start: Start, counted: Path, tmp_path: Path
+    small: Small, write: Write, begin: Start, counted: Path, tmp_path: Path
 ) -> None:
     axes = {"rule": counting("mean", "median", "first"), "split": SPLITS}
     config = write(swept(small, axes, {"run.rounds": 30, "executor": "serial"}, out=str(tmp_path / "out")))
-    both = [start("sweep", config, "-q") for _ in range(2)]
+    both = [begin("sweep", config, "-q") for _ in range(2)]
     for process in both:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     assert len(finished(tmp_path / "out")) == 6
     assert applied(counted) == 6 * 30, "a cell was run twice"
     assert set(states(tmp_path / "out").values()) == {"finished"}
+
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "robustness-small.toml"
+
+
+def test_the_sweep_of_the_repository_is_sound() -> None:
+    plan = read(CONFIG)
+    assert (len(plan.cells), len(plan.runs)) == (64, 60)
+    for cell in plan.cells:
+        rule, options = cell.config.aggregator.name, cell.config.aggregator.options  # type: ignore[union-attr]
+        attackers = sum(round(20 * (attack.share or 0)) for attack in cell.config.attack)
+        assert rule == cell.settings["rule"] and len(cell.config.attack) == (cell.settings["attack"] != "none")
+        assert options.get("f", 8) >= attackers
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_repository_shows_what_rules_are_for(tmp_path: Path) -> None:
+    plan = read(CONFIG, out=tmp_path / "out")
+    ledger, _ = run(plan, jobs=2)
+    assert ledger.counts() == {"finished": 60}
+    found = results_of(tmp_path / "out")
+    worst = {
+        (row, panel.title): found.worst(group for (r, _), group in panel.cells.items() if r == row)
+        for panel in found.panels
+        for row in found.rows
+    }
+    means = {key: w.group.mean for key, w in worst.items() if w is not None and w.group.mean is not None}
+    assert len(means) == 16
+    for share in ("1/5", "2/5"):
+        assert means["mean", f"share = {share}, split = iid"] < 0.5
+        assert means["krum", f"share = {share}, split = iid"] > 0.8
+    assert (tmp_path / "out" / "sweep.html").exists() and not list(tmp_path.glob("out/cells/*/report.html"))
 
 
 # one cell
