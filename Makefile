@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,3 +59,8 @@ fmt: setup  ## mend formatting and what the linter can mend
 clean:  ## remove the environment, caches and builds; runs are kept
 	rm -rf $(VENV) build dist fedopt.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+robustness: setup  ## rules against attackers in the majority, on images and heart beats (hours; it goes on where it stopped)
+	for sweep in robustness-mnist robustness-mnist-beside robustness-ecg; do \
+		$(BIN)/fedopt sweep configs/$$sweep.toml --jobs 2 --cache runs/robustness-cells || exit 1; \
+	done
