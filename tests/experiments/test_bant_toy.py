@@ -64,14 +64,20 @@ def accuracy(rule: dict[str, Any], attack: list[dict[str, Any]], folder: Path, *
     return found
 
 
+ABOVE = pytest.mark.xfail(reason="0.441 on this mixture, 0.365 and 0.502 on two others: the bound does not hold on all")
+CELLS = [
+    pytest.param(rule, attack, marks=ABOVE if (rule, attack) == ("mean", "random") else ())
+    for rule in RELEASED
+    for attack in ATTACKS
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("rule", RELEASED)
+@pytest.mark.parametrize(("rule", "attack"), CELLS)
 def test_against_a_majority(rule: str, attack: str, tmp_path: Path) -> None:
     found = accuracy(RELEASED[rule], [ATTACKS[attack]], tmp_path / "run")
     if rule == "mean":
-        # under random models half of the step is noise, and it depends on the mixture how much is left: .36 to .50
-        assert found <= (0.55 if attack == "random" else 0.43)
+        assert found <= 0.43
     else:
         assert found >= LEAST[rule]
 
