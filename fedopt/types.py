@@ -154,7 +154,7 @@ class Optimizer(Protocol):
 
 
 Scope = Literal["linear", "coordinate", "vector"]
-Knowledge = Literal["own", "colluders", "omniscient", "data", "samples"]
+Knowledge = Literal["nothing", "own", "colluders", "omniscient", "data", "samples"]
 
 
 class Rule(NamedTuple):
@@ -198,7 +198,8 @@ class Attack(NamedTuple):
     """An attack in the form the engine calls; which of the three functions is there follows from `knowledge`.
 
     `vectors(seen [k, d], b, **offers) -> [b, d]` gives the rows that the b attackers send; what is `seen` is each
-    attacker's own row (`own`), all attackers' honest rows (`colluders`), or the honest clients' rows (`omniscient`).
+    attacker's own row (`own`), all attackers' honest rows (`colluders`), the honest clients' rows (`omniscient`), or
+    `nothing` but how many and how long the rows are.
     `labels(labels, classes, key) -> labels` changes what an attacker trains on (`data`), and so does
     `samples(x, y, classes=..., key=..., i=..., b=...) -> (x, y)`, that may change the samples as well (`samples`).
     """
@@ -214,6 +215,11 @@ class Attack(NamedTuple):
     """Of a backdoor: the class that the trigger is to call up."""
     asks: frozenset[str] = frozenset()
     """The offers that it names."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it never looks at the attackers' own honest work, so that nobody has to do that work."""
+        return self.knowledge in ("nothing", "omniscient") and "own" not in self.asks
 
 
 class Codec(Protocol):

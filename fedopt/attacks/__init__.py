@@ -18,9 +18,11 @@ On data `i` is the attacker's number among the `b` attackers of its group.
 
 What an attack says about itself, with `fedopt.registry.declare`:
 
-    knowledge   what is handed to it: "own" (each attacker's own honest row, `[b, d]`; row i of the answer depends on
-                row i alone), "colluders" (the attackers' honest rows, `[b, d]`), "omniscient" (the honest clients'
-                rows, `[h, d]`; the default), "data" (labels), or "samples" (samples and labels)
+    knowledge   what is handed to it: "nothing" (rows `[b, d]` of which the shape alone means anything), "own" (each
+                attacker's own honest row, `[b, d]`; row i of the answer depends on row i alone), "colluders" (the
+                attackers' honest rows, `[b, d]`), "omniscient" (the honest clients' rows, `[h, d]`; the default),
+                "data" (labels), or "samples" (samples and labels). Attackers under "nothing", and under "omniscient"
+                where `own` is not asked for, need not train, and where the strategy allows it they do not
     check       (...options) -> None, which raises ValueError for options that contradict each other
     trigger     of a backdoor: `(x, *, ...options) -> x`, every sample with the whole trigger
     examples    options under which the contract tests run, one mapping after another

@@ -20,18 +20,18 @@ def restarts(rows: Tensor, key: Tensor, model: Tensor, fresh: Callable[[Tensor],
 @declare(
     reference="Molodtsov and others 2025, 'Bant: Byzantine Antidote via Trial Function and Trust Scores', released"
     " code",
-    knowledge="own",
+    knowledge="nothing",
 )
-def random_gradients(own: Tensor, *, key: Tensor, model: Tensor, fresh: Callable[[Tensor], Tensor]) -> Tensor:
+def random_gradients(rows: Tensor, *, key: Tensor, model: Tensor, fresh: Callable[[Tensor], Tensor]) -> Tensor:
     """The step from the server's model to a model with random parameters.
 
         sent_i = w_i - x,    w_i a fresh initialisation, another one for each attacker and exchange
 
-    own: the attackers' honest updates `[b, d]`, of which the shape alone is used.
+    rows: `[b, d]`, of which the shape alone is used.
     model: x, the parameters that the server sent down `[d]`.
     fresh: `key -> [d]`, parameters as the model's initialisation draws them.
     Returns `[b, d]`.
 
     Differences from the paper: buffers are honest there and untouched here, which is the same.
     """
-    return restarts(own, key, model, fresh)
+    return restarts(rows, key, model, fresh)

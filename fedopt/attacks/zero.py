@@ -11,16 +11,16 @@ from fedopt.registry import declare
 @declare(
     reference="Fraboni, Vidal, Lorenzi 2021, 'Free-rider Attacks on Model Aggregation in Federated Learning', plain"
     " free-riding",
-    knowledge="own",
+    knowledge="nothing",
 )
-def zero(own: Tensor) -> Tensor:
+def zero(rows: Tensor) -> Tensor:
     """Nothing but zeros.
 
         sent_i = 0
 
-    own: the attackers' honest updates `[b, d]`, of which the shape alone is used.
+    rows: `[b, d]`, of which the shape alone is used.
     Returns `[b, d]`.
 
     Differences from the paper: free-riders there want to go unseen, here they slow down the others' mean.
     """
-    return torch.zeros_like(own)
+    return torch.zeros_like(rows)

@@ -66,6 +66,8 @@ class Moment(NamedTuple):
     round: int
     moved: Callable[[Replies], Tensor] | None = None
     """What the server's model moves by when it gets these replies `[d]`."""
+    still: Execute | None = None
+    """Runs an exchange whose clients take no step; None where the strategy reads more of an answer than its row."""
 
 
 class Adversary(NamedTuple):
@@ -99,25 +101,41 @@ class Adversary(NamedTuple):
         """`execute(exchange)` with the attackers' vectors replaced by what their attack makes of them.
 
         An attack on vectors sees rows, so a weighted mean is formed here after the attack. It changes every vector that
-        has the length of the model (delta, control variates); the rest is sent as computed.
+        has the length of the model (delta, control variates); the rest is sent as computed. Attackers whose own work
+        nobody would look at take no step, where there is a way to run that.
         """
         active = [g.schedule.active(g.clients, moment.round, keys.fold(moment.run, n)) for n, g in self._numbered()]
         writing = [(n, g._replace(clients=active[n])) for n, g in self._numbered() if not g.on_data]
         writing = [(n, g) for n, g in writing if bool(torch.isin(exchange.clients, g.clients).any())]
-        altered = [(n, active[n]) for n, g in self._numbered() if g.on_data and not g.schedule.constant]
-        altered = [(n, clients) for n, clients in altered if bool(torch.isin(exchange.clients, clients).any())]
-        if exchange.batches is None or exchange.batches.split != "train":
-            altered = []
-        if not writing and not altered:
-            return execute(exchange)
         rows = exchange._replace(reduce="rows")
-        replies = _divided(execute, rows, altered) if altered else execute(rows)
+        parts: list[tuple[Tensor, Execute, Exchange]] = []
+        if exchange.batches is not None and exchange.batches.split == "train":
+            idle = self._idle(exchange.clients, [g for _, g in writing])
+            if moment.still is not None and idle.numel():
+                without = rows._replace(batches=exchange.batches._replace(epochs=1, steps=0))
+                parts.append((idle, moment.still, without))
+            for n, group in self._numbered():
+                if group.on_data and not group.schedule.constant:
+                    split = exchange.batches._replace(split=f"{ALTERED}{n}")
+                    parts.append((active[n], execute, rows._replace(batches=split)))
+        parts = [part for part in parts if bool(torch.isin(exchange.clients, part[0]).any())]
+        if not writing and not parts:
+            return execute(exchange)
+        replies = _divided(execute, rows, parts) if parts else execute(rows)
         for number, group in writing:
             replies = self._written(replies, number, group, exchange, moment)
         return _again(replies, exchange)
 
     def _numbered(self) -> list[tuple[int, Group]]:
         return list(enumerate(self.groups))
+
+    def _idle(self, asked: Tensor, writing: list[Group]) -> Tensor:
+        """Those asked whose own work no group that writes looks at."""
+        seen = torch.isin(asked, torch.cat([asked[:0], *(g.clients for g in writing if not g.attack.idle)]))
+        if bool(torch.isin(asked, self.clients).all()):  # without anybody honest, the attackers' work is what is seen
+            seen[:] = True
+        written = torch.isin(asked, torch.cat([asked[:0], *(g.clients for g in writing)]))
+        return asked[written & ~seen]
 
     def _written(self, replies: Replies, number: int, group: Group, exchange: Exchange, moment: Moment) -> Replies:
         """The replies after one group has written its rows."""
@@ -173,27 +191,17 @@ def _altered(shards: Shards, group: Group, classes: int, key: Tensor) -> Shards:
     )
 
 
-def _divided(execute: Execute, exchange: Exchange, altered: list[tuple[int, Tensor]]) -> Replies:
-    """The exchange in parts: attackers on the data that they altered, all others on their own; rows in client order."""
-    asked, batches = exchange.clients, exchange.batches
-    assert batches is not None
+def _divided(execute: Execute, exchange: Exchange, parts: list[tuple[Tensor, Execute, Exchange]]) -> Replies:
+    """The exchange in parts: some clients each in their own way, all others as usual; rows in client order."""
+    asked = exchange.clients
     left = torch.ones(asked.numel(), dtype=torch.bool)
-    parts = []
-    for number, clients in altered:
-        mine = torch.isin(asked, clients) & left
-        left &= ~mine
-        parts.append((mine, f"{ALTERED}{number}"))
-    answers = [
-        execute(
-            exchange._replace(
-                clients=asked[some],
-                own={name: value[some] for name, value in exchange.own.items()},
-                batches=batches._replace(split=split),
-            )
-        )
-        for some, split in [*parts, (left, batches.split)]
-        if bool(some.any())
-    ]
+    answers = []
+    for clients, run, form in [*parts, (asked, execute, exchange)]:
+        some = torch.isin(asked, clients) & left
+        left &= ~some
+        if bool(some.any()):
+            own = {name: value[some] for name, value in exchange.own.items()}
+            answers.append(run(form._replace(clients=asked[some], own=own)))
     clients = torch.cat([a.clients for a in answers])
     order = torch.argsort(clients)
 

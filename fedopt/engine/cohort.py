@@ -123,8 +123,8 @@ class Walk(NamedTuple):
 
 
 def walk(problem: Problem, exchange: Exchange, cohort: Cohort) -> Walk | None:
-    """The batches of these clients; None for programs that need no data."""
-    if exchange.batches is None:
+    """The batches of these clients; None for programs that need no data, and for exchanges of no step."""
+    if exchange.batches is None or exchange.batches.steps == 0:
         return None
     shards = split(problem, exchange)
     _, size, epochs, steps, shuffle = exchange.batches

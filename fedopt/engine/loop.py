@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from fedopt import keys
+from fedopt import keys, models
 from fedopt.engine.adversary import Adversary, Moment
 from fedopt.engine.memory import ClientMemory
-from fedopt.engine.serial import ClientError
+from fedopt.engine.serial import ClientError, Serial
+from fedopt.engine.stacked import Stacked
 from fedopt.problem import Problem
+from fedopt.registry import facts
 from fedopt.types import Exchange, FedoptError, Info, Named, Programs, Replies, State, Strategy
 
 
@@ -59,10 +61,12 @@ def exchanges(
     the next `first` gives the same bits as one that never stopped.
     """
     programs = strategy.programs(problem)
+    idling = _for_idlers(problem) if _reads_rows_alone(problem, strategy, programs) else None
     for number in itertools.count(first):
         here = keys.fold(key, "exchange", number)
         absorb = partial(_moved, problem, strategy, state, keys.fold(here, "absorb"))
-        moment = Moment(here, keys.fold(key, "adversary"), int(state.round), absorb)
+        still = None if idling is None else partial(_answered, idling, problem, programs, here)
+        moment = Moment(here, keys.fold(key, "adversary"), int(state.round), absorb, still)
         started = time.perf_counter()
         exchange = strategy.plan(problem, state, keys.fold(here, "plan"))
         planned = time.perf_counter()
@@ -89,3 +93,16 @@ def _moved(problem: Problem, strategy: Strategy, state: State, key: Tensor, repl
     if before is None or after is None:
         raise FedoptError("an attack asks what the server's model moves by, and this strategy has no common model")
     return after["params"] - before["params"]
+
+
+def _reads_rows_alone(problem: Problem, strategy: Strategy, programs: Programs) -> bool:
+    """Whether all that comes of a client's work is its row `delta`: no memory, no buffers, no other vector is read."""
+    return bool(facts(type(strategy)).get("private")) and not programs.memory and "buffers" not in problem.initial
+
+
+def _for_idlers(problem: Problem) -> Executor:
+    return Serial() if models.stackable(problem.network.training) else Stacked()
+
+
+def _answered(executor: Executor, problem: Problem, programs: Programs, key: Tensor, asked: Exchange) -> Replies:
+    return executor.map(problem, programs, asked, {}, key)

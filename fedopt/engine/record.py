@@ -43,9 +43,10 @@ class RecordError(FedoptError):
 def exchange_line(step: Step, codec: Codec) -> dict[str, Any]:
     """What metrics.jsonl says of an exchange, before evaluation."""
     exchange, replies = step.replies.exchange, step.replies
-    losses = replies.metrics.get("loss")
+    losses, steps = replies.metrics.get("loss"), replies.metrics.get("steps")
     loss = [] if losses is None else losses.tolist()
-    weights = replies.metrics.get("steps")
+    if losses is not None and steps is not None:  # who took no step met no loss
+        loss = [value if taken else None for value, taken in zip(loss, steps.tolist(), strict=True)]
     line: dict[str, Any] = {
         "exchange": step.number,
         "round": int(step.state.round),
@@ -56,10 +57,10 @@ def exchange_line(step: Step, codec: Codec) -> dict[str, Any]:
         "client_loss": loss,
         "rejected": [{"client": r.client, "reason": r.reason} for r in replies.rejected],
     }
-    if weights is not None:
-        line["client_steps"] = weights.tolist()
-    if loss:
-        line["train_loss"] = sum(loss) / len(loss)
+    if steps is not None:
+        line["client_steps"] = steps.tolist()
+    if met := [value for value in loss if value is not None]:
+        line["train_loss"] = sum(met) / len(met)
     down, up = traffic(step, codec)
     return {**line, "bytes_up": up, "bytes_down": down, "seconds": step.seconds, "info": step.info}
 

@@ -26,8 +26,9 @@ def check_attack(component: Component | str, /, **options: Any) -> None:
     shape         `[k, d] -> [b, d]`, finite, in the dtype of what was seen; float32 and float64, b = 1, b > n/2
     purity        what was seen is not changed in place
     determinism   the same arguments and the same key give the same bits
-    knowledge     own: row i of the answer stays as it is when other rows change; colluders: it does not (an attack
-                  that needs its own row alone is to say so, for then it can run on a client)
+    knowledge     nothing: no row of the answer changes when what it is handed does; own: row i of the answer stays as
+                  it is when other rows change; colluders: it does not (an attack that needs its own row alone is to
+                  say so, for then it can run on a client)
 
     On labels: shape (int64, of the same shape, classes of the task), purity, determinism; knowledge: a label comes out
     the same whatever the labels of the other samples are.
@@ -121,11 +122,12 @@ def _knowledge(attack: Attack) -> None:
         sent = _sent(attack, seen, n, b)
         for i in range(b):
             others = _seen(attack, n, b, dtype, draw=1)
-            others[i] = seen[i]
+            if attack.knowledge != "nothing":
+                others[i] = seen[i]
             again = _sent(attack, others, n, b)
-            if attack.knowledge == "own":
+            if attack.knowledge in ("own", "nothing"):
                 size = float(seen.abs().max())
-                close(again[i], sent[i], size, f"declared own, but with other rows beside it row {i}")
+                close(again[i], sent[i], size, f"declared {attack.knowledge}, but with other rows beside it row {i}")
             moved = moved or not torch.equal(again[i], sent[i])
     if attack.knowledge == "colluders":
         require(moved, "declared colluders, but no row of the answer depends on the rows of others; declare own")

@@ -62,6 +62,6 @@ def test_the_type_is_that_of_what_was_seen() -> None:
 
 def test_without_a_way_to_draw_models_it_says_so() -> None:
     attack = build("random_gradients", {})
-    assert attack.knowledge == "own" and attack.vectors is not None
+    assert attack.knowledge == "nothing" and attack.vectors is not None
     with pytest.raises(FedoptError, match="the attack random_gradients needs fresh, which is not on offer here"):
         attack.vectors(torch.zeros(2, 4), 2, key=keys.root(0), n=5, model=torch.zeros(4))

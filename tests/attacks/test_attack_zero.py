@@ -22,6 +22,6 @@ def test_zeros_in_the_shape_and_type_of_what_was_seen_on_random_draws() -> None:
         assert bool(own.any())
 
 
-def test_it_runs_on_what_a_client_knows() -> None:
-    assert build("zero", {}).knowledge == "own"
+def test_it_needs_no_work_of_anybody() -> None:
+    assert build("zero", {}).knowledge == "nothing"
     check_attack("zero")

@@ -227,3 +227,47 @@ def test_samples_are_altered_beside_the_source() -> None:
         else:
             assert torch.equal(x, honest) and torch.equal(dirty.y[own], before.y[own])
     assert torch.equal(dirty.x[: before.x.shape[0]], before.x)
+
+
+def work(done: list[tuple[list[int], int | None]]) -> Any:
+    """`execute`, which notes who works and for how many steps."""
+
+    def run(asked: Exchange) -> Replies:
+        assert asked.batches is not None
+        done.append((asked.clients.tolist(), asked.batches.steps))
+        return execute(asked)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "idle"),
+    [
+        ("ipm", {}, True), ("zero", {}, True), ("infinite", {}, True), ("mimic", {}, True),
+        ("sign_flip", {}, False), ("sybil", {}, False),
+    ],
+)  # fmt: skip
+def test_attackers_whose_work_nobody_looks_at_take_no_step(name: str, options: dict[str, Any], idle: bool) -> None:
+    done: list[tuple[list[int], int | None]] = []
+    adversary = Adversary((Group(attacks.build(name, options), torch.tensor([3, 8])),))
+    asked = exchange()._replace(batches=Batches(size=4, epochs=2), down={"params": torch.zeros(3)})
+    adversary.attacked(work(done), asked, HERE._replace(still=work(done)))
+    assert done == ([([3, 8], 0), ([2, 5], None)] if idle else [([2, 3, 5, 8], None)])
+    done.clear()
+    adversary.attacked(work(done), asked, HERE)
+    assert done == [([2, 3, 5, 8], None)], "where the strategy reads more than the row, all work"
+
+
+def test_attackers_work_where_nobody_else_is_there_to_be_seen() -> None:
+    done: list[tuple[list[int], int | None]] = []
+    adversary = Adversary((Group(attacks.build("ipm", {}), torch.tensor([2, 3, 5, 8])),))
+    adversary.attacked(work(done), exchange()._replace(batches=Batches(size=4)), HERE._replace(still=work(done)))
+    assert done == [([2, 3, 5, 8], None)]
+
+
+def test_an_attack_that_asks_for_its_own_work_is_not_idle() -> None:
+    def looks(honest: Tensor, *, own: Tensor) -> Tensor:
+        return own + honest.mean(dim=0)
+
+    assert not attacks.lift(looks, {}).idle
+    assert attacks.build("ipm", {}).idle and attacks.build("random_gradients", {}).idle

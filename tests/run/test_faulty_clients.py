@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fedopt
 from fedopt.data import Dataset, Split
+from fedopt.engine import loop
 from fedopt.engine.checkpoint import newest
 from fedopt.engine.serial import ClientError
 
@@ -195,3 +196,23 @@ def test_the_command_line_names_the_client_and_shows_how_to_look(
     client = hint[1]
     again = fedopt("replay", "run", "--exchange", 0, "--client", client)
     assert again.status == 2 and f"client {client} (client {client}) failed in program 'train'" in again.err
+
+
+@pytest.mark.parametrize("executor", ["stacked", "serial"])
+@pytest.mark.parametrize("attack", ["ipm", "random_gradients"])
+def test_attackers_that_do_not_work_change_nothing_but_what_is_known_of_their_loss(
+    executor: str, attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: dict[str, Any] = {"executor": executor, "attack": [{"name": attack, "clients": [1, 4]}]}
+    idle = experiment(dataset(6), **parts).run(tmp_path / "idle")
+    monkeypatch.setattr(loop, "_reads_rows_alone", lambda *given: False)
+    working = experiment(dataset(6), **parts).run(tmp_path / "working")
+    models = [load_file(tmp_path / name / "model.safetensors") for name in ("idle", "working")]
+    for name, value in models[0].items():
+        torch.testing.assert_close(value, models[1][name], rtol=1e-5, atol=1e-6)
+    for line, other in zip(idle.history, working.history, strict=True):
+        assert line["client_steps"] == [2, 0, 2, 2, 0, 2] and other["client_steps"] == [2] * 6
+        losses = [loss for i, loss in enumerate(other["client_loss"]) if i not in (1, 4)]
+        assert [line["client_loss"][i] for i in (1, 4)] == [None, None]
+        assert line["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+        assert (line["answered"], line["bytes_up"]) == (6, other["bytes_up"])
