@@ -115,7 +115,8 @@ def test_mlflow_holds_the_run_and_a_resumed_one_goes_on(fake_run: Callable[..., 
     assert "recall/a_b_ c" in stored.data.metrics
 
 
-def test_a_tracker_that_saw_nothing_is_closed_in_peace(tmp_path: Path) -> None:
+def test_a_tracker_that_saw_nothing_is_closed_in_peace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow may leave a database where it is
     for name, module in (("tensorboard", "tensorboard"), ("mlflow", "mlflow")):
         try:
             __import__(module)
