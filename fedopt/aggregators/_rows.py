@@ -11,6 +11,7 @@ from fedopt.types import FedoptError
 
 _BLOCK = 1 << 18  # entries at a time
 _LEAST = 1e-20  # below this a sum of squares may have lost some in float32
+_PARTS, _LONG = 8, 1 << 12
 FAR = 1e300
 """What squared distances beyond float64 are taken for, so that they can be weighed."""
 
@@ -57,6 +58,21 @@ def shares(weights: Tensor, name: str) -> Tensor:
             f" {float(total)} were given"
         )
     return weights.to(torch.float64) / total
+
+
+def combined(weights: Tensor, updates: Tensor) -> Tensor:
+    """Σᵢ wᵢ xᵢ: `weights [n]` in any dtype, `updates [n, d]` -> `[d]` in the dtype of the updates.
+
+    Long rows are cut into parts that threads share; a product of a vector and a matrix is the work of one alone. The
+    parts do not depend on how many threads there are.
+    """
+    weights, (n, d) = weights.to(updates.dtype), updates.shape
+    if n == 1 or d < _PARTS * _LONG:
+        return weights @ updates
+    whole = d - d % _PARTS
+    parts = updates[:, :whole].unflatten(1, (_PARTS, -1)).transpose(0, 1)
+    sums = torch.bmm(weights.expand(_PARTS, 1, n), parts).flatten()
+    return sums if whole == d else torch.cat([sums, weights @ updates[:, whole:]])
 
 
 def _blocks(updates: Tensor, centre: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedopt.aggregators import _rows
+
 
 def first(n: int) -> Tensor:
     """Equal trust in n clients, `[n]` float64, sum 1."""
@@ -32,5 +34,5 @@ def combined(weights: Tensor, updates: Tensor) -> Tensor:
     """Σ wᵢ xᵢ over the rows of positive weight alone: what is not trusted does not touch the result, be it infinite."""
     used = weights > 0
     if bool(used.all()):
-        return weights.to(updates.dtype) @ updates
-    return weights[used].to(updates.dtype) @ updates[used]
+        return _rows.combined(weights, updates)
+    return _rows.combined(weights[used], updates[used])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedopt.aggregators._distances import sq_distances
-from fedopt.aggregators._rows import FAR
+from fedopt.aggregators._rows import FAR, combined
 from fedopt.registry import declare
 from fedopt.types import FedoptError, Info, State
 
@@ -56,7 +56,7 @@ class caf:
         if n < 2 * self.f + 1:
             raise FedoptError(f"caf with f = {self.f} needs n >= 2f + 1 = {2 * self.f + 1} rows, got {n}")
         trust, spread = _filtered(sq_distances(updates).clamp_(max=FAR), n - 2 * self.f)
-        return trust.to(updates.dtype) @ updates, state, {"trust": trust, "spread": spread}
+        return combined(trust, updates), state, {"trust": trust, "spread": spread}
 
 
 def _filtered(sq: Tensor, enough: int) -> tuple[Tensor, float]:

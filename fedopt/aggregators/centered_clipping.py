@@ -9,7 +9,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from fedopt.aggregators._rows import lengths, shrinking
+from fedopt.aggregators._rows import combined, lengths, shrinking
 from fedopt.registry import declare
 from fedopt.types import FedoptError, Info, State
 
@@ -61,7 +61,7 @@ class centered_clipping:
         for _ in range(self.iterations):
             factors = shrinking(lengths(updates, v), self.tau)
             pull = factors / updates.shape[0]
-            v = (1.0 - pull.sum()).to(v.dtype) * v + pull.to(updates.dtype) @ updates
+            v = (1.0 - pull.sum()).to(v.dtype) * v + combined(pull, updates)
             trust = (1.0 - pull.sum()) * trust + pull
         clipped = 0 if factors is None else int((factors < 1.0).sum())
         return v, state, {"trust": trust, "clipped": clipped}

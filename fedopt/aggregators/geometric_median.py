@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedopt.aggregators._distances import sq_distances
-from fedopt.aggregators._rows import FAR, gram, shares
+from fedopt.aggregators._rows import FAR, combined, gram, shares
 from fedopt.registry import declare
 from fedopt.types import Info, State
 
@@ -79,4 +79,4 @@ class geometric_median:
             before, p = p, pull / pull.sum()
             step, done = p - before, done + 1
             rests = float((step @ inner @ step).clamp(min=0.0).sqrt() * pull.sum()) <= self.tolerance
-        return p.to(updates.dtype) @ updates, state, {"trust": p, "iterations": done}
+        return combined(p, updates), state, {"trust": p, "iterations": done}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedopt.aggregators import _subsets
 from fedopt.aggregators._distances import sq_distances
-from fedopt.aggregators._rows import FAR
+from fedopt.aggregators._rows import FAR, combined
 from fedopt.registry import declare
 from fedopt.types import Info, State
 
@@ -54,7 +54,7 @@ class mda:
         n = updates.shape[0]
         _subsets.check("mda", n, self.f, MOST)
         trust = _tightest(sq_distances(updates).clamp_(max=FAR), n - self.f) / (n - self.f)
-        return trust.to(updates.dtype) @ updates, state, {"trust": trust}
+        return combined(trust, updates), state, {"trust": trust}
 
 
 def _tightest(sq: Tensor, k: int) -> Tensor:

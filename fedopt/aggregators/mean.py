@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from fedopt.aggregators._rows import combined, shares
 from fedopt.registry import declare
-from fedopt.types import FedoptError
 
 
 @declare(
@@ -29,11 +28,5 @@ def mean(updates: Tensor, *, weights: Tensor) -> Tensor:
     Differences from the paper: n_k / n there counts all samples of the round's clients, and so it does here as long as
     every client's weight is its number of samples; clients whose answers were rejected do not count.
     """
-    total = weights.sum(dtype=torch.float64)
-    if not (torch.isfinite(total) and total > 0 and bool((weights >= 0).all())):
-        raise FedoptError(
-            f"mean needs weights >= 0 with a positive sum, a smallest of"
-            f" {float(weights.min())} and a sum of {float(total)} were given"
-        )
     # shares are formed first, and in float64: one row keeps its bits, and large weights do not overflow
-    return (weights.to(torch.float64) / total).to(updates.dtype) @ updates
+    return combined(shares(weights, "mean"), updates)

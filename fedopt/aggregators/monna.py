@@ -9,7 +9,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from fedopt.aggregators._rows import lengths
+from fedopt.aggregators._rows import combined, lengths
 from fedopt.registry import declare
 from fedopt.types import FedoptError, Info, State
 
@@ -66,7 +66,7 @@ class monna:
             return updates.new_zeros(updates.shape[1]), state, {"trust": trust, "kept_model": reason}
         nearest = torch.argsort(lengths(updates, trusted), stable=True)[: n - self.f]
         trust[nearest] = 1.0 / (n - self.f)
-        return trust.to(updates.dtype) @ updates, state, {"trust": trust}
+        return combined(trust, updates), state, {"trust": trust}
 
     def _pivot(self, updates: Tensor, clients: Tensor | None, reference: Tensor | None) -> Tensor | None:
         if self.pivot is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 from torch import Tensor
 
-from fedopt.aggregators._rows import lengths, shares, shrinking
+from fedopt.aggregators._rows import combined, lengths, shares, shrinking
 from fedopt.registry import declare
 from fedopt.types import Info, State
 
@@ -48,4 +48,4 @@ class norm_clipping:
         bound = 0.5 * float(ranked[(n - 1) // 2] + ranked[n // 2]) if self.bound == "median" else self.bound
         factors = shrinking(norms, bound)
         info = {"trust": share * factors, "bound": bound, "clipped": int((factors < 1.0).sum())}
-        return (share * factors).to(updates.dtype) @ updates, state, info
+        return combined(share * factors, updates), state, info

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedopt.aggregators import _subsets
 from fedopt.aggregators._distances import sq_distances
-from fedopt.aggregators._rows import FAR
+from fedopt.aggregators._rows import FAR, combined
 from fedopt.registry import declare
 from fedopt.types import Info, State
 
@@ -57,7 +57,7 @@ class smea:
         sq = sq_distances(updates).clamp_(max=FAR)
         trust = sq.new_zeros(n)
         trust[_flattest(sq, n - self.f)] = 1.0 / (n - self.f)
-        return trust.to(updates.dtype) @ updates, state, {"trust": trust}
+        return combined(trust, updates), state, {"trust": trust}
 
 
 def _flattest(sq: Tensor, k: int) -> Tensor:

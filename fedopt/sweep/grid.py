@@ -14,6 +14,7 @@ Axes are applied in the order of the file, then the `[[sweep.where]]` that match
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -131,11 +132,31 @@ class Sweep:
 
 
 def fingerprint(config: Config) -> str:
-    """A hash of everything in a config that its numbers depend on."""
+    """A hash of everything in a config that its numbers depend on, defaults of the components included.
+
+    A default that is given has the hash of one left out, and where a default changes, so does the hash.
+    """
     document = config.document()
     for key in UNHASHED:
         document["run"].pop(key, None)
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    for section, registry in configs.SECTIONS.items():
+        for table in _tables(document, section.split(".")):
+            with contextlib.suppress(ConfigError):  # what cannot be found is refused where it is built
+                for option in registry.options(table["name"]).values():
+                    if not option.required:
+                        table.setdefault(option.name, option.default)
+    return hashlib.sha256(json.dumps(document, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def _tables(document: Any, path: Sequence[str]) -> list[dict[str, Any]]:
+    """The tables at a path, through lists on the way; those of a component have a name."""
+    if isinstance(document, list):
+        return [table for item in document for table in _tables(item, path)]
+    if not isinstance(document, dict):
+        return []
+    if path:
+        return _tables(document.get(path[0]), path[1:])
+    return [document] if "name" in document else []
 
 
 def stored_fingerprint(folder: Path) -> str | None:

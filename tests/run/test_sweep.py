@@ -18,7 +18,7 @@ from filelock import FileLock
 from rich.console import Console
 
 import fedopt as library
-from fedopt import ConfigError
+from fedopt import ConfigError, aggregators
 from fedopt.engine.checkpoint import newest
 from fedopt.report.sweep import read as results_of
 from fedopt.sweep import Ledger, grid, read, results, run
@@ -241,6 +241,21 @@ def test_the_hash_is_that_of_what_the_numbers_depend_on(small: Small) -> None:
         {"aggregator": {"name": "mean"}},
     ]
     assert len({first, *map(key, other)}) == 1 + len(other)
+
+
+def test_a_cell_is_another_one_where_a_default_changed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(aggregator: dict[str, Any]) -> str:
+        changes = {"aggregator": aggregator, "attack": [{"name": "ipm", "share": 0.2}]}
+        return grid.fingerprint(library.experiment.configs.load(small(changes)))
+
+    plain = key({"name": "centered_clipping"})
+    assert key({"name": "centered_clipping", "iterations": 1}) == plain, "a default that is given"
+    assert key({"name": "centered_clipping", "iterations": 2}) != plain
+    options = aggregators.registry.options("centered_clipping")
+    others = {**options, "iterations": options["iterations"]._replace(default=2)}
+    monkeypatch.setattr(aggregators.registry, "options", lambda name: others)
+    assert key({"name": "centered_clipping"}) != plain, "another default"
+    assert key({"name": "centered_clipping", "iterations": 1}) == plain
 
 
 # running it
