@@ -15,6 +15,7 @@ from fedopt.registry import declare
 from fedopt.types import Info, Trial
 
 Share = Annotated[float, pydantic.Field(gt=0.0, le=1.0)]
+Times = Annotated[int, pydantic.Field(ge=0, le=60)]
 
 
 class Trust(NamedTuple):
@@ -30,22 +31,31 @@ class Trust(NamedTuple):
     reference="Molodtsov, Medyakov, Skorik, Khachaturov, Tigranyan, Aletov, Avetisyan, Takac, Beznosikov 2025, 'Bant:"
     " Byzantine Antidote via Trial Function and Trust Scores', arXiv 2505.07614, algorithm 1 and the authors' program",
     scope="vector",
-    examples=({}, {"form": "paper", "useless": "average"}, {"scaling": "adam", "beta": 0.2}),
+    examples=(
+        {},
+        {"halvings": 0, "useless": "average"},
+        {"form": "paper", "useless": "average", "halvings": 1},
+        {"scaling": "adam", "beta": 0.2},
+    ),
     exceptions={"translation": "scores compare with the model as it stands, which is the origin of the updates"},
 )
 @dataclass(frozen=True)
 class bant:
     """Trust by trial loss, kept over rounds; only updates that lower the loss take part.
 
-        θᵢ = max(F(x) - F(x + Δᵢ), 0)
+        θᵢ = max(F(x) - F(x + cᵢ Δᵢ), 0),    cᵢ the first of 1, 1/2, 1/4 ... 2^-halvings that gives θᵢ > 0, if any
         vᵢ <- (1 - β) vᵢ + β θᵢ / Σⱼ θⱼ,    v = 1/N at first
         wᵢ = vᵢ where θᵢ > 0, else 0
-        delta = Σᵢ wᵢ Δᵢ (form "paper"),    Σᵢ wᵢ Δᵢ / Σⱼ wⱼ (form "released")
+        delta = Σᵢ wᵢ cᵢ Δᵢ (form "paper"),    Σᵢ wᵢ cᵢ Δᵢ / Σⱼ wⱼ (form "released")
 
     F is the trial function (mean loss on the trial set), Δᵢ a client's update, and one honest client is enough: the
     delta is a convex combination of updates that each lower F, and of 0, so a convex F never rises, whatever is sent.
 
     beta: β, how fast trust follows the scores.
+    halvings: how often an update that does not lower F is halved and tried again, if it leads downhill, ⟨∇F(x), Δᵢ⟩ <
+        0 (one that does not can lower no convex F, however short). Clients whose data differ overshoot: alone, the
+        whole update of an honest client raises F where the mean of them all would lower it, and without halvings no
+        round may find a single useful update. 0 is the paper's rule.
     form: "released" divides by the sum of the weights in use, "paper" leaves what is not trusted at x.
     useless: what a round does in which no update lowers F: "stay" (v stays too), or "average" with the weights v after
         v <- 0.999 v + 0.001/n, as the authors' program does.
@@ -57,9 +67,11 @@ class bant:
     together, and the weights in use are divided by it, so that the numbers are the paper's where everybody takes part.
     The authors' program takes another random crop of the trial images in F(x) and in each F(x + Δᵢ); here they are the
     same samples. Local steps are the strategy's.
+    The halvings are ours.
     """
 
     beta: Share = 0.5
+    halvings: Times = 3
     form: Literal["released", "paper"] = "released"
     useless: Literal["stay", "average"] = "stay"
     scaling: Scaling = "none"
@@ -71,16 +83,38 @@ class bant:
         """`updates [n, d]`, ids of the rows `[n]` -> delta `[d]`; info has the weights as `trust [n]`."""
         updates, scale = rescaled(updates, state.scale, state.round, trial, self.scaling)
         here = float(trial.loss(updates.new_zeros(1, updates.shape[1]))[0])
-        losses = trial.loss(updates).to(torch.float64)
-        theta = (here - losses).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
-        info: Info = {"trial_loss": here, "useful": int((theta > 0).sum())}
+        theta, factors = self._scored(updates, here, trial)
+        info: Info = {"trial_loss": here, "useful": int((theta > 0).sum()), "shortened": int((factors < 1.0).sum())}
         if not bool((theta > 0).any()):
             return self._useless(updates, state._replace(scale=scale, round=state.round + 1), clients, info)
         trust = _trust.moved(state.trust, clients, theta / theta.sum(), self.beta)
         own = trust[clients]
         weights = torch.where(theta > 0, own, 0.0)
         weights = weights / (weights.sum() if self.form == "released" else own.sum())
-        return _trust.combined(weights, updates), Trust(trust, scale, state.round + 1), {**info, "trust": weights}
+        delta = _trust.combined(weights * factors, updates)
+        return delta, Trust(trust, scale, state.round + 1), {**info, "trust": weights}
+
+    def _scored(self, updates: Tensor, here: float, trial: Trial) -> tuple[Tensor, Tensor]:
+        """Scores θ `[n]` and factors c `[n]`; where no factor helps, the score is 0 and the factor 1."""
+
+        def lowered(rows: Tensor) -> Tensor:
+            gains = here - trial.loss(rows).to(torch.float64)
+            return gains.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+
+        theta = lowered(updates)
+        factors = torch.ones_like(theta)
+        waiting = torch.nonzero(theta == 0).flatten()
+        if self.halvings and waiting.numel():
+            downhill = updates[waiting] @ trial.grad(updates.new_zeros(updates.shape[1])) < 0
+            waiting = waiting[downhill]
+        for times in range(1, self.halvings + 1):
+            if not waiting.numel():
+                break
+            gains = lowered(updates[waiting] * 0.5**times)
+            helped = waiting[gains > 0]
+            theta[helped], factors[helped] = gains[gains > 0], 0.5**times
+            waiting = waiting[gains == 0]
+        return theta, factors
 
     def _useless(self, updates: Tensor, state: Trust, clients: Tensor, info: Info) -> tuple[Tensor, Trust, Info]:
         n = clients.numel()

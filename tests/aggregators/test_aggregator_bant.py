@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,13 +14,32 @@ from fedopt.types import Trial
 from tests.aggregators.trial_sets import drawn, looped_gradient, looped_loss
 
 
+def scored(
+    row: list[float], here: float, loss: Callable[[list[float]], float], gradient: list[float], halvings: int
+) -> tuple[float, float]:
+    """How much an update lowers the loss, and at which part of its length."""
+    downhill = sum(g * r for g, r in zip(gradient, row, strict=True)) < 0
+    for times in range(halvings + 1):
+        gain = here - loss([r / 2**times for r in row])
+        if gain > 0:
+            return gain, 1 / 2**times
+        if not downhill:
+            break
+    return 0.0, 1.0
+
+
 def looped(
-    updates: Tensor, clients: list[int], v: list[float], here: float, losses: list[float], beta: float, form: str
+    updates: list[list[float]],
+    clients: list[int],
+    v: list[float],
+    scores: list[tuple[float, float]],
+    beta: float,
+    form: str,
 ) -> tuple[list[float], list[float]]:
     """One round, client by client: the delta and the trust after it; nothing moves where no update helps."""
-    theta = [max(here - loss, 0.0) for loss in losses]
+    theta = [gain for gain, _ in scores]
     if sum(theta) == 0.0:
-        return [0.0] * updates.shape[1], v
+        return [0.0] * len(updates[0]), v
     held = sum(v[c] for c in clients)
     v = list(v)
     for c, t in zip(clients, theta, strict=True):
@@ -27,16 +47,18 @@ def looped(
     weights = [v[c] if t > 0 else 0.0 for c, t in zip(clients, theta, strict=True)]
     divisor = sum(weights) if form == "released" else held
     delta = [
-        sum(w / divisor * float(row[j]) for w, row in zip(weights, updates, strict=True))
+        sum(w / divisor * part * row[j] for w, (_, part), row in zip(weights, scores, updates, strict=True))
         for j in range(len(updates[0]))
     ]
     return delta, v
 
 
+@pytest.mark.parametrize("halvings", [0, 3])
 @pytest.mark.parametrize("form", ["released", "paper"])
-def test_oracle(form: str) -> None:
+def test_oracle(form: str, halvings: int) -> None:
+    shortened = 0
     for seed in range(100):
-        rule = aggregators.build("bant", {"form": form, "beta": 0.1 + 0.009 * seed})
+        rule = aggregators.build("bant", {"form": form, "beta": 0.1 + 0.009 * seed, "halvings": halvings})
         population = 10
         state, v = rule.init(population), [0.1] * population
         for number in range(3):
@@ -46,12 +68,42 @@ def test_oracle(form: str) -> None:
                 torch.randperm(population, generator=torch.Generator().manual_seed(seed + number))[:n].tolist()
             )
             here = looped_loss(x, y, base.tolist())
-            losses = [looped_loss(x, y, (base + row).tolist()) for row in updates]
-            wanted, v = looped(updates, clients, v, here, losses, 0.1 + 0.009 * seed, form)
+            gradient = looped_gradient(x, y, base.tolist(), list(range(x.shape[0])))
+
+            def loss(
+                row: list[float],
+                x: Tensor = x,
+                y: Tensor = y,
+                at: list[float] = base.tolist(),  # noqa: B008 - a value
+            ) -> float:
+                return looped_loss(x, y, [b + r for b, r in zip(at, row, strict=True)])
+
+            rows = updates.tolist()
+            scores = [scored(row, here, loss, gradient, halvings) for row in rows]
+            shortened += sum(part < 1 for _, part in scores)
+            wanted, v = looped(rows, clients, v, scores, 0.1 + 0.009 * seed, form)
             got, state, info = rule.apply(updates, state, clients=torch.tensor(clients), trial=trial)
             torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(state.trust, torch.tensor(v, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-            assert ("kept_model" in info) == (max(here - loss for loss in losses) <= 0)
+            assert ("kept_model" in info) == (max(gain for gain, _ in scores) <= 0)
+            assert info["shortened"] == sum(part < 1 for _, part in scores)
+    assert (shortened > 20) == (halvings > 0)
+
+
+def test_an_update_that_overshoots_is_shortened_and_one_uphill_is_not() -> None:
+    _, x, y, base, trial = drawn(5)
+    downhill = -trial.grad(torch.zeros(4, dtype=torch.float64))
+    step = 1.0
+    while trial.loss(step * downhill[None])[0] <= trial.loss(torch.zeros(1, 4, dtype=torch.float64))[0]:
+        step *= 2.0
+    rows = torch.stack([step * downhill, -1e-3 * downhill])
+    ids = torch.arange(2)
+    whole, short = aggregators.build("bant", {"halvings": 0}), aggregators.build("bant", {"halvings": 20})
+    delta, _, info = whole.apply(rows, whole.init(2), clients=ids, trial=trial)
+    assert not delta.any() and "kept_model" in info
+    delta, _, info = short.apply(rows, short.init(2), clients=ids, trial=trial)
+    assert looped_loss(x, y, (base + delta).tolist()) < looped_loss(x, y, base.tolist())
+    assert info["trust"].tolist() == [1.0, 0.0] and (info["useful"], info["shortened"]) == (1, 1)
 
 
 def table(losses: list[float]) -> Trial:

@@ -18,7 +18,7 @@ from fedopt.data import Dataset, Split
 
 RELEASED: dict[str, dict[str, Any]] = {
     "mean": {"name": "mean"},
-    "bant": {"name": "bant", "form": "released", "useless": "average"},
+    "bant": {"name": "bant", "form": "released", "useless": "average", "halvings": 0},
     "autobant": {
         "name": "autobant", "mix": 0.05, "renormalise": False, "select": "batch", "guard": False,
     },
