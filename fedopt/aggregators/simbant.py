@@ -32,19 +32,25 @@ class Trust(NamedTuple):
     reference="Molodtsov, Medyakov, Skorik, Khachaturov, Tigranyan, Aletov, Avetisyan, Takac, Beznosikov 2025, 'Bant:"
     " Byzantine Antidote via Trial Function and Trust Scores', arXiv 2505.07614, algorithm 3 and the authors' program",
     scope="vector",
-    examples=({}, {"momentum": 0.5}, {"similarity": "cosine"}),
+    examples=({}, {"momentum": 0.5}, {"similarity": "cosine"}, {"similarity": "cosine_targets"}),
 )
 @dataclass(frozen=True)
 class simbant:
     """Weights by the likeness of a client model's answers on the trial set to the labels, or to the server's own model.
 
         pᵢ(z) = softmax(outputs of x + Δᵢ on z / T_p)
+        "targets":  sᵢ = mean over z of ⟨pᵢ(z), onehot(y(z))⟩, the probability of the right class,    rᵢ ∝ exp(sᵢ / T_s)
         "cosine_targets":  sᵢ = mean over z of cos(pᵢ(z), onehot(y(z))),    rᵢ ∝ exp(sᵢ / T_s)
         "cosine":  cᵢ(z) = cos(pᵢ(z), p₀(z)),    sᵢ = max(mean cᵢ - std cᵢ, 1e-4),    rᵢ = sᵢ / Σ s
         delta = Σᵢ wᵢ Δᵢ,    w = r, or with momentum w <- (1 - β) w + β r
 
     p₀ belongs to the model that the server trained on its own samples (`reference`), as the clients do on theirs; it is
     trained only for "cosine". The standard deviation divides by N - 1.
+
+    With "cosine_targets" a model that gives all C classes the same probability has a likeness of 1/√C to any label,
+    more than one that is sure and mostly wrong. Where clients' data differ, honest first models are of the second kind
+    and models without training of the first, so these get the trust, and the next round begins as the first one did.
+    The probability itself is 1/C for the one and the share of right answers for the other.
 
     temperature: T_p.
     score_temperature: T_s.
@@ -53,11 +59,11 @@ class simbant:
     Raises FedoptError for models with a single output, which have no classes to compare.
 
     Differences from the paper: it compares with the server's model and keeps trust with momentum, which is `similarity
-    = "cosine"` with `momentum`; the default is the authors' program. Of a part of the clients, trust moves within what
-    the active ones hold together, as in `bant`.
+    = "cosine"` with `momentum`; the authors' program is "cosine_targets", and the default is ours. Of a part of the
+    clients, trust moves within what the active ones hold together, as in `bant`.
     """
 
-    similarity: Literal["cosine_targets", "cosine"] = "cosine_targets"
+    similarity: Literal["targets", "cosine_targets", "cosine"] = "targets"
     temperature: Temperature = 0.05
     score_temperature: Temperature = 0.05
     momentum: Annotated[float | None, pydantic.Field(gt=0.0, le=1.0)] = None
@@ -75,13 +81,13 @@ class simbant:
     ) -> tuple[Tensor, Trust, Info]:
         """`updates [n, d]`, ids of the rows `[n]` -> delta `[d]`; info has the weights as `trust [n]`."""
         updates, scale = rescaled(updates, state.scale, state.round, trial, self.scaling)
-        if self.similarity == "cosine_targets":
+        if self.similarity != "cosine":
             wanted = _onehot(trial)
         elif reference is not None:
             wanted = self._answers(trial, reference)
         else:
             raise FedoptError('simbant with similarity = "cosine" needs reference, the server\'s own update')
-        scores = torch.stack([self._score(_likeness(self._answers(trial, row), wanted)) for row in updates])
+        scores = torch.stack([self._score(self._answers(trial, row), wanted) for row in updates])
         usable = torch.isfinite(scores)
         if not bool(usable.any()):
             none = {
@@ -89,7 +95,7 @@ class simbant:
                 "kept_model": f"none of {len(scores)} models gives finite answers",
             }
             return updates.new_zeros(updates.shape[1]), state._replace(scale=scale, round=state.round + 1), none
-        if self.similarity == "cosine_targets":
+        if self.similarity != "cosine":
             towards = torch.softmax(torch.where(usable, scores / self.score_temperature, -torch.inf), dim=0)
         else:
             towards = _trust.shares(torch.where(usable, scores.clamp(min=LEAST), 0.0))
@@ -100,8 +106,14 @@ class simbant:
         new = Trust(trust, scale, state.round + 1)
         return _trust.combined(weights, updates), new, {"trust": weights}
 
-    def _score(self, likeness: Tensor) -> Tensor:
-        return likeness.mean() if self.similarity == "cosine_targets" else likeness.mean() - likeness.std()
+    def _score(self, answers: Tensor, wanted: Tensor) -> Tensor:
+        """From probabilities and those wanted, `[samples, classes]` each."""
+        if wanted.shape[1] < answers.shape[1]:  # a class that no trial sample has
+            wanted = torch.nn.functional.pad(wanted, (0, answers.shape[1] - wanted.shape[1]))
+        if self.similarity == "targets":
+            return (answers * wanted).sum(dim=1).mean()
+        likeness = torch.cosine_similarity(answers, wanted, dim=1)
+        return likeness.mean() - likeness.std() if self.similarity == "cosine" else likeness.mean()
 
     def _answers(self, trial: Trial, delta: Tensor) -> Tensor:
         """Probabilities `[samples, classes]` in float64, one client at a time: n of them may not fit the memory."""
@@ -117,10 +129,3 @@ class simbant:
 def _onehot(trial: Trial) -> Tensor:
     outputs = trial.y.reshape(-1)
     return torch.nn.functional.one_hot(outputs.to(torch.int64)).to(torch.float64)
-
-
-def _likeness(answers: Tensor, wanted: Tensor) -> Tensor:
-    """Cosine of each sample's probabilities with those wanted `[samples]`."""
-    if wanted.shape[1] < answers.shape[1]:  # a class that no trial sample has
-        wanted = torch.nn.functional.pad(wanted, (0, answers.shape[1] - wanted.shape[1]))
-    return torch.cosine_similarity(answers, wanted, dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedopt import aggregators
-from fedopt.types import FedoptError
+from fedopt.types import FedoptError, Trial
 from tests.aggregators.trial_sets import drawn
 
 
@@ -35,7 +35,9 @@ def looped(updates: Tensor, x: Tensor, y: Tensor, base: Tensor, o: dict[str, Any
     server = probabilities(x, base + reference, o["temperature"])
     for row in updates:
         answers = probabilities(x, base + row, o["temperature"])
-        if o["similarity"] == "cosine_targets":
+        if o["similarity"] == "targets":
+            scores.append(sum(a[int(v)] for a, v in zip(answers, y, strict=True)) / len(answers))
+        elif o["similarity"] == "cosine_targets":
             wanted = [[1.0 - float(v), float(v)] for v in y]
             scores.append(sum(cosine(a, w) for a, w in zip(answers, wanted, strict=True)) / len(wanted))
         else:
@@ -43,12 +45,12 @@ def looped(updates: Tensor, x: Tensor, y: Tensor, base: Tensor, o: dict[str, Any
             mean = sum(c) / len(c)
             std = math.sqrt(sum((v - mean) ** 2 for v in c) / (len(c) - 1))
             scores.append(max(mean - std, 1e-4))
-    if o["similarity"] == "cosine_targets":
+    if o["similarity"] != "cosine":
         scores = [math.exp((s - max(scores)) / o["score_temperature"]) for s in scores]
     return [s / sum(scores) for s in scores]
 
 
-@pytest.mark.parametrize("similarity", ["cosine_targets", "cosine"])
+@pytest.mark.parametrize("similarity", ["targets", "cosine_targets", "cosine"])
 def test_oracle(similarity: str) -> None:
     for seed in range(100):
         options = {"similarity": similarity, "temperature": 0.05 + 0.01 * seed, "score_temperature": 0.05 + 0.02 * seed}
@@ -105,3 +107,22 @@ def test_a_model_without_finite_answers_has_no_part() -> None:
         updates[1:2], rule.init(1), clients=torch.arange(1), trial=trial._replace(outputs=outputs)
     )
     assert not delta.any() and "none of 1 models" in info["kept_model"]
+
+
+def test_saying_nothing_is_not_more_like_the_labels_than_being_sometimes_right() -> None:
+    labels = torch.arange(10).repeat(6)
+    sure = torch.where(torch.arange(60) < 12, labels, (labels + 1) % 10)  # right in a fifth of the cases
+    answers = {1.0: torch.zeros(60, 10), 2.0: 100.0 * torch.nn.functional.one_hot(sure).to(torch.float32)}
+    trial = Trial(
+        loss=lambda deltas, rows=None: deltas.sum(dim=1),
+        grad=lambda delta, rows=None: delta,
+        outputs=lambda deltas: answers[float(deltas[0, 0])][None],
+        y=labels,
+    )
+    rows, ids = torch.tensor([[1.0], [2.0]]), torch.arange(2)
+    trust = {}
+    for similarity in ("targets", "cosine_targets"):
+        rule = aggregators.build("simbant", {"similarity": similarity})
+        trust[similarity] = rule.apply(rows, rule.init(2), clients=ids, trial=trial)[2]["trust"]
+    assert trust["targets"][1] > 0.8
+    assert trust["cosine_targets"][0] > 0.8, "what the default is there for"

@@ -22,7 +22,7 @@ RELEASED: dict[str, dict[str, Any]] = {
     "autobant": {
         "name": "autobant", "mix": 0.05, "renormalise": False, "select": "batch", "guard": False,
     },
-    "simbant": {"name": "simbant"},
+    "simbant": {"name": "simbant", "similarity": "cosine_targets"},
 }  # fmt: skip
 
 ATTACKS: dict[str, dict[str, Any]] = {
