@@ -31,6 +31,10 @@ class FedoptError(Exception):
     """A problem that the user can mend; the message says what was needed, what was given and what to change."""
 
 
+class WireError(FedoptError):
+    """Bytes from outside that are not what they have to be. Nothing was allocated for what they claim."""
+
+
 class Client(NamedTuple):
     """What a client program sees of the world. Read-only."""
 
@@ -222,12 +226,39 @@ class Attack(NamedTuple):
         return self.knowledge in ("nothing", "omniscient") and "own" not in self.asks
 
 
-class Codec(Protocol):
-    """A compressor of vectors: `decode(encode(x [d], key)) -> [d]`, with the exact size of what it encodes."""
+Kind = Literal["exact", "unbiased", "contraction", "biased"]
 
-    def encode(self, x: Tensor, key: Tensor) -> bytes: ...
-    def decode(self, payload: bytes, numel: int) -> Tensor: ...
-    def nbytes(self, numel: int) -> int: ...
+
+class Codec(NamedTuple):
+    """A compressor of vectors in the form the engine calls.
+
+    A code is a dict of tensors of fixed shapes, so `compress`, `restore` and `size` work for one vector and, under
+    vmap, for the rows of a cohort; `encode` and `decode` are the same by way of bytes.
+    """
+
+    name: str
+    kind: Kind
+    """`exact`: comes back bit by bit; `unbiased`: E decode(encode(x)) = x; `contraction`: E ‖decode(encode(x)) - x‖² <=
+    (1 - δ) ‖x‖²; `biased`: none of them."""
+    asks: frozenset[str]
+    """The offers that it names."""
+    compress: Callable[..., Named]
+    """`(x [d], key, **offers) -> code`"""
+    restore: Callable[[Named, int], Tensor]
+    """`(code, d) -> [d]` float32; of another dtype for a codec that says so."""
+    size: Callable[[Named, int], Tensor]
+    """`(code, d) ->` the exact length of its bytes, int64."""
+    encode: Callable[..., bytes]
+    """`(x [d], key, **offers) -> bytes`. Raises FedoptError for anything but a vector of finite floats."""
+    decode: Callable[..., Tensor]
+    """`(bytes, d, out=None) -> [d]`, in the buffer if one is given. Raises WireError for bytes that `encode` does not
+    write; allocates what d asks for alone."""
+    error: Callable[[int], float | None]
+    """`d ->` the largest E ‖decode(encode(x)) - x‖² / ‖x‖² that the codec promises; None where it promises none."""
+    start: Callable[[int], Named]
+    """`d ->` what the codec keeps from one vector to the next, at first; nothing for most."""
+    after: Callable[[Named, int], Named]
+    """`(code, d) ->` what it keeps after that code."""
 
 
 class Participation(Protocol):
