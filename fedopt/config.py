@@ -20,6 +20,7 @@ import tomli_w
 
 from fedopt import aggregators, attacks, compression, data, models, optimizers, participation, strategies
 from fedopt.aggregators import pre
+from fedopt.compression import feedback
 from fedopt.data import partitions
 from fedopt.problem import LOSSES
 from fedopt.registry import ConfigError, Registry, nearest
@@ -132,6 +133,18 @@ class Aggregator(Component):
     pre: list[Component] = []
 
 
+class Compression(Component):
+    """How vectors are sent, those of the clients to the server first of all."""
+
+    name: str = "none"
+    feedback: Component = Component(name="none")
+    """What clients keep of what a codec lost."""
+    vectors: list[str] = ["delta"]
+    """Of those that clients send; the others are sent as they stand."""
+    down: Component | None = None
+    """A codec for the model on its way to the clients: the change from what they were sent before."""
+
+
 class Adaptive(pydantic.BaseModel):
     """The clipping norm follows a quantile of the clients' norms."""
 
@@ -196,7 +209,7 @@ class Config(pydantic.BaseModel):
     participation: Component | None = None
     aggregator: Aggregator | None = None
     attack: list[Attack] = []
-    compression: Component = Component(name="none")
+    compression: Compression = Compression()
     optimizer: Component | None = None
     privacy: Privacy | None = None
     executor: Executor = Executor()
@@ -221,6 +234,8 @@ SECTIONS: dict[str, Registry] = {
     "aggregator.pre": pre.registry,
     "attack": attacks.registry,
     "compression": compression.registry,
+    "compression.feedback": feedback.registry,
+    "compression.down": compression.registry,
     "optimizer": optimizers.registry,
     "strategy.server": optimizers.registry,
 }
@@ -351,6 +366,7 @@ def section_keys(section: str) -> list[str]:
         "strategy": Strategy,
         "attack": Attack,
         "aggregator": Aggregator,
+        "compression": Compression,
     }
     return list(sections.get(section, Component).model_fields)
 
@@ -401,6 +417,8 @@ def components(config: Config) -> list[tuple[str, Component]]:
         ("participation", config.participation),
         ("aggregator", config.aggregator),
         ("compression", config.compression),
+        ("compression.feedback", config.compression.feedback),
+        ("compression.down", config.compression.down),
         ("optimizer", config.optimizer),
     ]
     found += [(f"attack.{i}", attack) for i, attack in enumerate(config.attack)]
@@ -425,13 +443,23 @@ def _room(where: str) -> str:
     return where.rstrip("0123456789").rstrip(".")
 
 
+_NESTED = (
+    ("data", "partition"),
+    ("data", "trial"),
+    ("strategy", "server"),
+    ("compression", "feedback"),
+    ("compression", "down"),
+)
+"""Keys of sections that name a component."""
+
+
 def _spread(document: Mapping[str, Any]) -> dict[str, Any]:
     """A component given as a word (`participation = "uniform"`) is a table with that name."""
     spread = dict(document)
     for section in WORDS:
         if isinstance(spread.get(section), str):
             spread[section] = {"name": spread[section]}
-    for section, key in (("data", "partition"), ("data", "trial"), ("strategy", "server")):
+    for section, key in _NESTED:
         table = spread.get(section)
         if isinstance(table, Mapping) and isinstance(table.get(key), str):
             spread[section] = {**table, key: {"name": table[key]}}

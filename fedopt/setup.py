@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fedopt import aggregators, attacks, compression, data, keys, models, optimizers, participation, privacy, strategies
 from fedopt import config as configs
 from fedopt.aggregators import pre
+from fedopt.compressed import Compressed, bare
+from fedopt.compression import feedback
 from fedopt.config import Config
 from fedopt.data import Dataset, Federation, federate, pool
 from fedopt.engine.adversary import Adversary, Group, Schedule
@@ -88,7 +90,7 @@ def build(
     evaluated = problem
     if config.executor.device != "cpu":
         evaluated = problem._replace(data=federation._replace(splits={})).to(config.executor.device)
-    codec = compression.build(config.compression.name, config.compression.options)
+    strategy, codec = _compressed(config, strategy, problem)
     setup = Setup(config, problem, strategy, executor, adversary, codec, key, evaluated, portable, guarantee)
     _check(setup)
     return setup
@@ -358,6 +360,27 @@ def _strategy(config: Config) -> Strategy:
     return built
 
 
+def _compressed(config: Config, strategy: Strategy, problem: Problem) -> tuple[Strategy, Codec]:
+    """The strategy with compressed vectors, where anything is compressed, and the codec of what clients send."""
+    asked = config.compression
+    options = dict(asked.options)
+    if asked.name == "none":  # as it stands
+        options.setdefault("dtype", config.run.dtype)
+    shapes = problem.network.spec.shapes
+    codec = compression.build(asked.name, options, "compression", shapes)
+    down = None
+    if asked.down is not None:
+        down = compression.build(asked.down.name, asked.down.options, "compression.down", shapes)
+    if down is not None and down.asks:
+        raise ConfigError(
+            "compression.down.name", f"'{down.name}' is for clients; it needs {', '.join(sorted(down.asks))}"
+        )
+    memory = feedback.build(asked.feedback.name, asked.feedback.options)
+    if asked.name == asked.feedback.name == "none" and down is None:
+        return strategy, codec
+    return Compressed(strategy, codec, memory, tuple(asked.vectors), down), codec
+
+
 def _private(
     config: Config, asked: configs.Privacy, strategy: Strategy, problem: Problem, adversary: Adversary
 ) -> tuple[Config, Strategy, dict[str, Any]]:
@@ -450,7 +473,7 @@ def _counted(config: Config, strategy: Strategy, problem: Problem) -> tuple[priv
 def _check(setup: Setup) -> None:
     """Every precondition that can be known before the first exchange."""
     config, problem = setup.config, setup.problem
-    strategy: Any = setup.strategy
+    strategy: Any = bare(setup.strategy)
     selection = getattr(strategy, "participation", None)
     count = problem.clients
     if selection is not None:
@@ -485,7 +508,7 @@ def _check(setup: Setup) -> None:
 
 def describe(setup: Setup) -> dict[str, Any]:
     """The facts of an experiment that is about to run, for people."""
-    problem, rule = setup.problem, getattr(setup.strategy, "aggregator", None)
+    problem, rule = setup.problem, getattr(bare(setup.strategy), "aggregator", None)
     sizes = problem.data.splits["train"].sizes
     return {
         "clients": problem.clients,

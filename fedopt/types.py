@@ -90,6 +90,14 @@ class Batches(NamedTuple):
     shuffle: bool = True
 
 
+class Coded(NamedTuple):
+    """How a vector is sent."""
+
+    codec: str
+    nbytes: Tensor
+    """Of the body, for each client `[n]`, int64."""
+
+
 class Exchange(NamedTuple):
     """The server's half of an exchange: who does what with which values."""
 
@@ -105,6 +113,8 @@ class Exchange(NamedTuple):
     """`rows` keeps every client's vectors; `mean` lets the executor form the weighted mean where the work runs."""
     keep: Any = None
     """For the server alone, handed back with the replies."""
+    coded: Mapping[str, Coded] = {}
+    """Of `down`, what is sent in another form than as it stands."""
 
 
 class Rejection(NamedTuple):

@@ -16,7 +16,6 @@ from fedopt.types import Named
     kind="contraction",
     error=lambda numel: 2.0**-16,
     zeros=True,
-    exceptions={"denormals": "denormal numbers have fewer digits than others"},
 )
 @dataclass(frozen=True)
 class bf16:

@@ -16,7 +16,6 @@ from fedopt.types import Named
     kind="contraction",
     error=lambda numel: 2.0**-20,
     zeros=True,
-    exceptions={"denormals": "below 2^-24 half precision has nothing but 0"},
 )
 @dataclass(frozen=True)
 class fp16:

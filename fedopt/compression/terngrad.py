@@ -31,8 +31,8 @@ class terngrad:
 
     The variance is m ‖x‖₁ - ‖x‖₂², at most (√d - 1) ‖x‖₂² or so.
 
-    clip: c; entries are first brought within c standard deviations of the vector, which is biased and shrinks m. The
-        paper has c = 2.5.
+    clip: c; entries are first brought within c times their root mean square, which is biased and shrinks m. The paper
+        has c = 2.5, and takes the standard deviation about their mean.
 
     Differences from the paper: the scale is that of the whole vector, not of a layer, and clients do not agree on a
     common one.
@@ -44,7 +44,7 @@ class terngrad:
         """`x [d]`; the key draws the bᵢ."""
         x = x.to(torch.float32)
         if self.clip is not None:
-            bound = self.clip * x.std(dim=-1, correction=0)
+            bound = self.clip * x.square().mean(dim=-1).sqrt()
             x = torch.maximum(torch.minimum(x, bound), -bound)
         most = x.abs().amax(dim=-1)
         drawn = rounded(x.abs() / torch.where(most > 0, most, 1.0), key).clamp(max=1.0)

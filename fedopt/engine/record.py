@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedopt.compressed import NBYTES
 from fedopt.data import Shards, counts
 from fedopt.engine.adversary import Adversary
 from fedopt.engine.loop import Step
 from fedopt.problem import Problem
-from fedopt.types import Codec, FedoptError, Named
+from fedopt.types import Codec, Coded, FedoptError, Named
+from fedopt.wire import sizes
 
 FSYNC_SECONDS = 1.0
 
@@ -62,26 +64,40 @@ def exchange_line(step: Step, codec: Codec) -> dict[str, Any]:
     if met := [value for value in loss if value is not None]:
         line["train_loss"] = sum(met) / len(met)
     down, up = traffic(step, codec)
-    return {**line, "bytes_up": up, "bytes_down": down, "seconds": step.seconds, "info": step.info}
+    line |= {"bytes_up": int(up.sum()), "bytes_down": int(down.sum())}
+    if len({*up.tolist()}) > 1 or len({*down.tolist()}) > 1:  # not the same for all
+        accepted = torch.isin(exchange.clients, replies.clients)
+        line |= {"client_bytes_up": up[accepted].tolist(), "client_bytes_down": down[accepted].tolist()}
+    return {**line, "seconds": step.seconds, "info": step.info}
 
 
-def traffic(step: Step, codec: Codec) -> tuple[int, int]:
-    """Bytes (down, up) of an exchange: encoded vectors, and 4 bytes for a number beside them.
+def traffic(step: Step, codec: Codec) -> tuple[Tensor, Tensor]:
+    """Bytes (down, up) of an exchange for each client that was asked `[n]`: the exact lengths of the messages.
 
-    Rejected answers were sent too. Rows `[n, k]` and a mean `[1, k]` are both k entries per client.
+    An answer that was rejected was sent too; its vectors are counted as they stand.
     """
     exchange, replies = step.replies.exchange, step.replies
     asked = exchange.clients.numel()
-    down = asked * sum(size(value, codec) for value in exchange.down.values())
-    down += sum(asked * size(value[0], codec) for value in exchange.own.values() if asked)
-    sent = replies.clients.numel() + len(replies.rejected)
-    up = sum(size(value[0], codec) for value in replies.vectors.values() if value.shape[0])
-    return down, sent * (up + 4 * (len(replies.metrics) + 1))
+    sent = {name: value[None] for name, value in exchange.down.items()} | dict(exchange.own)
+    told = {name: _body(value, exchange.coded.get(name)) for name, value in sent.items() if value.dim() > 1}
+    down = sizes.down(exchange.program, told, [n for n, value in sent.items() if value.dim() == 1], exchange.batches)
+    answered = {name: _body(value) for name, value in replies.vectors.items()}
+    accepted = torch.isin(exchange.clients, replies.clients)
+    for name, nbytes in replies.metrics.items():
+        vector = name.removeprefix(NBYTES)
+        if vector in answered:  # a dense body for those whose answer was rejected
+            each = answered[vector].nbytes.expand(asked).masked_scatter(accepted, nbytes.to(torch.int64))
+            answered[vector] = answered[vector]._replace(codec=codec.name, nbytes=each)
+    up = sizes.up(answered, [name for name in replies.metrics if not name.startswith(NBYTES)])
+    return down.expand(asked), up.expand(asked)
 
 
-def size(value: Tensor, codec: Codec) -> int:
-    """Bytes of one value on the wire."""
-    return codec.nbytes(value.numel()) if value.dim() else 4
+def _body(rows: Tensor, coded: Coded | None = None) -> sizes.Body:
+    """Rows `[n, ...]`, or one row for all, as the vectors of messages."""
+    entries = rows[0].numel() if rows.shape[0] else 0
+    if coded is not None:
+        return sizes.Body(coded.codec, entries, coded.nbytes)
+    return sizes.Body("", entries, torch.tensor(entries * rows.element_size()))
 
 
 def describe_partition(problem: Problem, adversary: Adversary) -> dict[str, Any]:
