@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness proto
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,3 +64,7 @@ robustness: setup  ## rules against attackers in the majority, on images and hea
 	for sweep in robustness-mnist robustness-mnist-beside robustness-ecg; do \
 		$(BIN)/fedopt sweep configs/$$sweep.toml --jobs 2 --cache runs/robustness-cells || exit 1; \
 	done
+
+proto: setup  ## write the code of the wire format again from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto
+	mv $(VENV)/fedopt/v1/payload_pb2.py $(VENV)/fedopt/v1/payload_pb2.pyi fedopt/wire/

@@ -158,7 +158,7 @@ def list_components(
     room: Annotated[str | None, typer.Argument(help="Only this section, e.g. aggregator.")] = None,
 ) -> None:
     """Show every component with its options and where it is from."""
-    twice = ("strategy.server", "compression.down", "data.trial")
+    twice = ("strategy.server", "compression.down")
     rooms = {section: registry for section, registry in configs.SECTIONS.items() if section not in twice}
     if room is not None and room not in rooms:
         raise ConfigError(room, f"no such section. Sections: {', '.join(rooms)}")

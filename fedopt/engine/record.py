@@ -83,11 +83,10 @@ def traffic(step: Step, codec: Codec) -> tuple[Tensor, Tensor]:
     down = sizes.down(exchange.program, told, [n for n, value in sent.items() if value.dim() == 1], exchange.batches)
     answered = {name: _body(value) for name, value in replies.vectors.items()}
     accepted = torch.isin(exchange.clients, replies.clients)
-    for name, nbytes in replies.metrics.items():
-        vector = name.removeprefix(NBYTES)
-        if vector in answered:  # a dense body for those whose answer was rejected
-            each = answered[vector].nbytes.expand(asked).masked_scatter(accepted, nbytes.to(torch.int64))
-            answered[vector] = answered[vector]._replace(codec=codec.name, nbytes=each)
+    for vector, body in answered.items():
+        if (nbytes := replies.metrics.get(NBYTES + vector)) is not None:
+            each = body.nbytes.expand(asked).masked_scatter(accepted, nbytes.to(torch.int64))
+            answered[vector] = body._replace(codec=codec.name, nbytes=each)
     up = sizes.up(answered, [name for name in replies.metrics if not name.startswith(NBYTES)])
     return down.expand(asked), up.expand(asked)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.registry import declare
+from fedopt.compression import Bits, Floats, lift
+from fedopt.registry import ConfigError, declare
 from fedopt.schedules import Scalar
 from fedopt.testing import check_aggregator, check_attack, check_codec, check_optimizer, check_participation
-from fedopt.types import FedoptError
+from fedopt.types import Codec, FedoptError
 
 Check = Callable[..., None]
 
@@ -208,94 +210,232 @@ def test_labels() -> None:
 
 
 class Scaled:
-    """Rand-1 of `[d]` with payload (index, value); `factor` and `kind` are right or wrong."""
+    """Rand-1 of `[d]`: a place, and the entry there; `factor` and `kind` are right or wrong."""
 
-    def encode(self, x: Tensor, key: Tensor) -> bytes:
-        at = int(keys.uniform(key, 1, dtype=torch.float64)[0] * x.numel())
-        return at.to_bytes(4, "little") + x[at : at + 1].detach().float().numpy().tobytes()
+    def compress(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
+        at = (keys.uniform(key, 1, dtype=torch.float64) * x.shape[-1]).to(torch.int64)
+        return {"at": at, "entry": x.to(torch.float32).gather(0, at)}
 
-    def decode(self, payload: bytes, numel: int) -> Tensor:
-        at = int.from_bytes(payload[:4], "little")
-        if len(payload) != 8 or at >= numel:
-            raise FedoptError("damaged")
-        x = torch.zeros(numel)
-        x[at] = torch.frombuffer(bytearray(payload[4:]), dtype=torch.float32)[0] * self.factor(numel)
-        return x
+    def restore(self, code: dict[str, Tensor], numel: int) -> Tensor:
+        at = code["at"].clamp(max=numel - 1)
+        return code["entry"].new_zeros(numel).scatter(0, at, code["entry"] * self.factor(numel))
 
-    def nbytes(self, numel: int) -> int:
-        return 8
+    def layout(self, numel: int) -> dict[str, Any]:
+        return {"at": (Bits(32), 1), "entry": (Floats(), 1)}
 
     def factor(self, numel: int) -> float:
         return float(numel)
 
 
-@declare(kind="unbiased")
+@declare(kind="unbiased", error=lambda numel: numel - 1.0)
 class rand1(Scaled):
     pass
 
 
-@declare(kind="contraction")
+@declare(kind="contraction", error=lambda numel: 1.0 - 1.0 / numel)
 class kept1(Scaled):
     def factor(self, numel: int) -> float:
         return 1.0
 
 
+class Trusting:
+    """A float, or whatever is there: `read` is right or wrong."""
+
+    def size(self, values: Tensor) -> Tensor:
+        return Floats().size(values)
+
+    def write(self, values: Tensor) -> bytes:
+        return Floats().write(values)
+
+    def read(self, reader: Any, m: int) -> Any:
+        return Floats().read(reader, m)
+
+
+def codec(base: type = rand1, **methods: Any) -> Any:
+    return type("codec", (base,), methods)
+
+
+def with_entry(field: Any) -> Any:
+    """rand1 with another field for the entry."""
+    return codec(layout=lambda self, numel: {"at": (Bits(32), 1), "entry": (field, 1)})
+
+
 def test_lawful_codecs_pass() -> None:
     check_codec(rand1)
     check_codec(kept1)
+    check_codec(with_entry(Trusting()))
+
+
+def test_codec_shape() -> None:
+    def into(self: Any, code: Any, numel: int, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            return Scaled.restore(self, code, numel)
+        return out.scatter_(0, code["at"], code["entry"] * numel)
+
+    fails(check_codec, codec(restore=lambda self, code, numel: torch.zeros(numel + 1)), "shape", r"\[2\] in place of")
+    fails(check_codec, codec(restore=lambda self, code, numel: torch.zeros(numel).long()), "shape", "torch.int64 comes")
+    infinite = codec(factor=lambda self, numel: float("inf"))
+    fails(check_codec, infinite, "shape", "not finite")
+    fails(check_codec, codec(restore=into), "shape", "decoding into a buffer and without one")
+
+
+def test_codec_bytes() -> None:
+    def elsewhere(self: Any, x: Tensor, key: Tensor) -> Any:
+        return Scaled.compress(self, x, keys.fold(key, 1))
+
+    message = r"decode\(encode\(x\)\) and restore\(compress\(x\)\)"
+    fails(check_codec, codec(alone=elsewhere), "bytes", message)
+    fails(check_codec, with_entry(Floats(torch.bfloat16)), "bytes", message)
+
+
+def test_codec_size() -> None:
+    class Long(Trusting):
+        def size(self, values: Tensor) -> Tensor:
+            return Floats().size(values) + 1
+
+    fails(check_codec, with_entry(Long()), "size", "1 entries take 8 bytes, and size says 9")
+
+
+def test_codec_stacked() -> None:
+    def branch(self: Any, x: Tensor, key: Tensor) -> Any:
+        return Scaled.compress(self, x if float(x.sum()) > 0 else x.clone(), key)
+
+    def same_place(self: Any, x: Tensor, key: Tensor) -> Any:
+        return Scaled.compress(self, x, keys.root(0))  # the key under which bytes and codes are compared
+
+    fails(check_codec, codec(compress=branch), "stacked", "RuntimeError: vmap")
+    fails(check_codec, codec(alone=same_place), "stacked", "row . of a cohort and alone: . entries: they differ")
+
+
+def test_codec_purity() -> None:
+    def clipped(self: Any, x: Tensor, key: Tensor) -> Any:
+        return Scaled.compress(self, x.copy_(x.clamp(-0.5, 0.5)), key)
+
+    held: dict[int, Tensor] = {}
+
+    def shared(self: Any, code: Any, numel: int) -> Tensor:
+        return held.setdefault(numel, torch.zeros(numel))
+
+    # clipping twice is clipping once, so the laws before it hold
+    fails(check_codec, codec(compress=clipped), "purity", "an argument was changed in place")
+    fails(check_codec, codec(restore=shared), "purity", "writing to a decoded vector")
+
+
+def test_codec_determinism() -> None:
+    calls = itertools.count()
+
+    def stamped(self: Any, x: Tensor, key: Tensor) -> Any:
+        return {**Scaled.compress(self, x, key), "stamp": torch.tensor([next(calls)])}
+
+    def layout(self: Any, numel: int) -> Any:
+        return {**Scaled.layout(self, numel), "stamp": (Bits(32), 1)}
+
+    fails(check_codec, codec(compress=stamped, layout=layout), "determinism", "two equal calls give different bytes")
 
 
 def test_codec_kind() -> None:
-    fails(check_codec, declare(kind="unbiased")(type("kept", (kept1,), {})), "kind", "declared unbiased")
-    fails(check_codec, declare(kind="contraction")(type("rand", (rand1,), {})), "kind", "declared contraction")
-    fails(check_codec, declare(kind="exact")(type("rand", (rand1,), {})), "kind", "bits of float32")
-    fails(check_codec, declare()(type("mute", (rand1,), {})), "kind", "declares the kind None")
+    fails(check_codec, declare(kind="unbiased")(codec(kept1)), "kind", "declared unbiased")
+    fails(check_codec, declare(kind="contraction")(codec()), "kind", "declared contraction")
+    fails(check_codec, declare(kind="exact")(codec()), "kind", "the bits")
+    with pytest.raises(ConfigError, match="codec declares the kind None; one of"):
+        check_codec(declare()(codec()))
 
 
-def test_codec_size_and_shape() -> None:
-    fails(
-        check_codec,
-        type("short", (rand1,), {"nbytes": lambda self, numel: 7}),
-        "size",
-        "take 8 bytes, and nbytes says 7",
-    )
-    long = type("long", (rand1,), {"decode": lambda self, payload, numel: torch.zeros(numel + 1)})
-    fails(check_codec, long, "shape", r"shape \[2\] in place of \[1\]")
-    listing = type("listing", (rand1,), {"encode": lambda self, x, key: bytearray(8)})
-    fails(check_codec, listing, "shape", "bytearray in place of bytes")
+def test_codec_error() -> None:
+    modest = declare(kind="unbiased", error=lambda numel: 0.5 * (numel - 1.0))(codec())
+    fails(check_codec, modest, "error", r"promises E.* <= 11\.5 .* for d = 24, and has 2")
+    modest = declare(kind="contraction", error=lambda numel: 0.5 - 0.5 / numel)(codec(kept1))
+    fails(check_codec, modest, "error", "promises E")
 
 
-def test_codec_purity_and_determinism() -> None:
-    def drain(self: Any, x: Tensor, key: Tensor) -> bytes:
-        payload = Scaled.encode(self, x, key)
-        x.zero_()
-        return payload
+def test_codec_denormals() -> None:
+    @declare(kind="contraction", error=lambda numel: 1e-9)
+    class relative:
+        """Each entry as a part of the largest, whose inverse a float may be too small to have."""
 
-    def shaky(self: Any, x: Tensor, key: Tensor) -> bytes:
-        return Scaled.encode(self, x, keys.root(int(torch.randint(1 << 30, ()))))
+        def compress(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
+            largest = x.to(torch.float32).abs().amax(dim=-1, keepdim=True)
+            return {"largest": largest, "part": x.to(torch.float32) * self.inverse(largest)}
 
-    fails(check_codec, type("drain", (rand1,), {"encode": drain}), "purity", "changed in place")
-    fails(check_codec, type("shaky", (rand1,), {"encode": shaky}), "(purity|determinism)")
+        def inverse(self, largest: Tensor) -> Tensor:
+            return torch.where(largest > 0, 1.0 / largest, 0.0)
+
+        def restore(self, code: dict[str, Tensor], numel: int) -> Tensor:
+            return code["part"] * code["largest"]
+
+        def layout(self, numel: int) -> dict[str, Any]:
+            return {"largest": (Floats(), 1), "part": (Floats(), numel)}
+
+    @declare(kind="contraction", error=lambda numel: 1e-9)
+    class careless(relative):
+        def inverse(self, largest: Tensor) -> Tensor:
+            # 2^-140 is nothing to it, and what comes back is not x but 4 x
+            return torch.where(largest > 1e-30, 1.0 / largest, torch.where(largest > 0, 4.0 / largest.clamp(1e-30), 0))
+
+        def restore(self, code: dict[str, Tensor], numel: int) -> Tensor:
+            return code["part"] * torch.where(code["largest"] > 0, code["largest"].clamp(min=1e-30), 0.0)
+
+    fails(check_codec, relative, "denormals", "entries of about 7e-43 decoded: entries that are not finite")
+    fails(check_codec, careless, "denormals", "entries of about 7e-43 come back with an error of 9 ")
+
+
+def test_codec_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(component: Any, options: Any) -> Codec:
+        """As a codec would be if bytes were made of everything."""
+        lawful = lift(component, options)
+
+        def encode(x: Tensor, key: Tensor, **offers: Any) -> bytes:
+            return lawful.encode(x.nan_to_num(), key, **offers)
+
+        return lawful._replace(encode=encode)
+
+    monkeypatch.setattr("fedopt.testing.compression.lift", hasty)
+    fails(check_codec, rand1, "refusal", "a vector with nan is encoded")
 
 
 def test_codec_hostile() -> None:
-    def trusting(self: Any, payload: bytes, numel: int) -> Tensor:
-        return Scaled.decode(self, payload[:8], numel)
+    class Padded(Trusting):
+        def read(self, reader: Any, m: int) -> Tensor:
+            return torch.zeros(m) if reader.left < 4 else Floats().read(reader, m)
 
-    def crashing(self: Any, payload: bytes, numel: int) -> Tensor:
-        if len(payload) != 8:
-            raise FedoptError("damaged")
-        x = torch.zeros(numel)
-        x[int.from_bytes(payload[:4], "little")] = numel * torch.frombuffer(bytearray(payload[4:]), dtype=torch.float32)
-        return x
+    class Greedy(Trusting):
+        def read(self, reader: Any, m: int) -> Tensor:
+            body = bytes(reader.take(reader.left))
+            return torch.frombuffer(bytearray(body[:4].ljust(4, b"\0")), dtype=torch.float32)
 
-    def believing(self: Any, payload: bytes, numel: int) -> Tensor:
-        x = Scaled.decode(self, payload[:3] + b"\0" + payload[4:], numel)
-        return torch.cat([x, torch.zeros(payload[3])])
+    class Believing(Trusting):
+        """How many there are stands before them, and room is made for so many."""
 
-    fails(check_codec, type("trusting", (rand1,), {"decode": trusting}), "hostile", "9 bytes in place of 8 is accepted")
-    fails(check_codec, type("crashing", (rand1,), {"decode": crashing}), "hostile", "IndexError")
-    fails(check_codec, type("believing", (rand1,), {"decode": believing}), "hostile", "byte 3 changed: shape")
+        def size(self, values: Tensor) -> Tensor:
+            return Floats().size(values) + 4
+
+        def write(self, values: Tensor) -> bytes:
+            return values.numel().to_bytes(4, "little") + Floats().write(values)
+
+        def read(self, reader: Any, m: int) -> Tensor:
+            room = bytearray(min(reader.number(), 1 << 24))
+            return Floats().read(reader, m) + 0.0 * len(room)
+
+    def crashing(self: Any, code: Any, numel: int) -> Any:
+        return code["entry"].new_zeros(numel).scatter(0, code["at"], code["entry"] * numel)
+
+    class Counted(Believing):
+        def read(self, reader: Any, m: int) -> Tensor:
+            more = min(reader.number() - m, 1)
+            return torch.cat([Floats().read(reader, m), torch.zeros(max(more, 0))])
+
+    def stretched(self: Any, code: Any, numel: int) -> Tensor:
+        found = Scaled.restore(self, {**code, "entry": code["entry"][:1]}, numel)
+        return torch.cat([found, code["entry"][1:]])
+
+    counted = with_entry(Counted())
+    counted.restore = stretched
+
+    fails(check_codec, with_entry(Padded()), "hostile", "a payload of 4 bytes in place of 8 is accepted")
+    fails(check_codec, with_entry(Greedy()), "hostile", "a payload of . bytes in place of 8 is accepted")
+    fails(check_codec, with_entry(Believing()), "hostile", "byte . changed: .* bytes of memory are taken for 64")
+    fails(check_codec, codec(restore=crashing), "hostile", "RuntimeError")
+    fails(check_codec, counted, "hostile", r"byte 4 changed: shape \[65\] comes out")
 
 
 # participation

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import fedopt
+from fedopt import config as configs
+from fedopt import keys
+from fedopt import setup as setups
+from fedopt.compressed import Compressed
 from fedopt.engine import record as engine_record
+from fedopt.engine.loop import exchanges
+from fedopt.engine.memory import ClientMemory
+from fedopt.engine.serial import Serial
+from fedopt.types import Batches, Named
+from fedopt.wire.messages import Written, write_down, write_up
 
 Small = Callable[..., dict[str, Any]]
 Record = Callable[[Path], list[dict[str, Any]]]
@@ -21,7 +33,6 @@ ALWAYS = {
 }  # fmt: skip
 SERVER = {"loss", "accuracy", "recall", "g_mean", "macro_f1"}
 D = 64 * 8 + 8 + 8 * 10 + 10
-HEADER = 12  # of a vector that is not compressed
 
 
 def every_key(value: Any, path: str = "") -> Iterator[str]:
@@ -77,32 +88,98 @@ def test_accuracy_is_the_name_of_one_thing(strategy: str, small: Small, tmp_path
         assert not [key for key in every_key(document) if "accuracy" in key]
 
 
+SGD = ("dampening", "lr", "momentum", "weight_decay")
+
+
+def vector(entries: int) -> Written:
+    return Written("", entries, bytes(4 * entries))
+
+
 @pytest.mark.parametrize(
-    "changes, up, down",
+    ("changes", "up", "down", "numbers"),
     [
-        # a vector up; the loss, the steps and the weight; the model and four numbers of sgd down
-        ({}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D + 4 * 4),
-        ({"aggregator": {"name": "trimmed_mean", "f": 1}}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D + 4 * 4),
-        ({"executor": "serial"}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D + 4 * 4),
-        ({"attack": [{"name": "alie", "count": 2}]}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D + 4 * 4),
+        ({}, {"delta": D}, {"params": D}, SGD),
+        ({"aggregator": {"name": "trimmed_mean", "f": 1}}, {"delta": D}, {"params": D}, SGD),
+        ({"executor": "serial"}, {"delta": D}, {"params": D}, SGD),
+        ({"attack": [{"name": "alie", "count": 2}]}, {"delta": D}, {"params": D}, SGD),
         # the control variate goes with it, both ways
-        ({"strategy.name": "scaffold"}, 2 * (HEADER + 4 * D) + 4 * 3, 2 * (HEADER + 4 * D) + 4 * 4),
-        # mu is one number more
-        ({"strategy.name": "fedprox"}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D + 4 * 5),
+        ({"strategy.name": "scaffold"}, {"delta": D, "control": D}, {"params": D, "control": D}, SGD),
+        ({"strategy.name": "fedprox"}, {"delta": D}, {"params": D}, (*SGD, "mu")),
         # no local optimizer
-        ({"strategy": {"name": "fedsgd"}, "optimizer": None}, HEADER + 4 * D + 4 * 3, HEADER + 4 * D),
+        ({"strategy": {"name": "fedsgd"}, "optimizer": None}, {"delta": D}, {"params": D}, ()),
         # a vector of one entry for the normaliser
-        ({"strategy.name": "fednova"}, 2 * HEADER + 4 * D + 4 + 4 * 3, HEADER + 4 * D + 4 * 4),
+        ({"strategy.name": "fednova"}, {"delta": D, "steps": 1}, {"params": D}, SGD),
         # only metrics go up, only the optimizer's numbers go down
-        ({"strategy.name": "local_only"}, 4 * 3, 4 * 4),
+        ({"strategy.name": "local_only"}, {}, {}, SGD),
         # only the last layer is learnt
-        ({"model.trainable": ["3.*"]}, HEADER + 4 * 90 + 4 * 3, HEADER + 4 * 90 + 4 * 4),
+        ({"model.trainable": ["3.*"]}, {"delta": 90}, {"params": 90}, SGD),
     ],
 )
-def test_bytes_are_counted(changes: dict[str, Any], up: int, down: int, small: Small, tmp_path: Path) -> None:
+def test_bytes_are_those_of_the_messages(
+    changes: dict[str, Any], up: dict[str, int], down: dict[str, int], numbers: tuple[str, ...], small: Small,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     fedopt.run(small({"run.rounds": 2, **changes}), out=tmp_path)
+    walk = Batches(size=1, epochs=1)  # all numbers of a walk have the same length
+    sent = {name: 0.0 for name in (f"optimizer.{n}" if n in SGD else n for n in numbers)}
+    task = write_down(0, 0, 0, "train", {name: vector(entries) for name, entries in down.items()}, sent, walk)
+    answer = write_up(0, 0, {n: vector(entries) for n, entries in up.items()}, {"loss": 0.0, "steps": 0}, 1.0)
     for line in raw(tmp_path):
-        assert (line["bytes_up"], line["bytes_down"]) == (4 * up, 4 * down)
+        assert (line["bytes_up"], line["bytes_down"]) == (4 * len(answer), 4 * len(task))
+
+
+@pytest.mark.parametrize("executor", ["stacked", "serial"])
+@pytest.mark.parametrize(
+    "compression",
+    [
+        {"name": "topk", "share": 0.05, "feedback": "ef21"},
+        {"name": "qsgd", "levels": 4, "feedback": "diana"},
+        {"name": "compose", "first": {"name": "topk", "share": 0.1}, "then": {"name": "natural"}, "feedback": "ef14"},
+        {"name": "permk", "n": 4},
+    ],
+)
+def test_bytes_of_compressed_answers_are_those_of_their_messages(
+    compression: dict[str, Any], executor: str, small: Small, tmp_path: Path
+) -> None:
+    """Every code that a client makes is encoded, and the answer with it written."""
+    document = small({"run.rounds": 3, "compression": compression, "executor": executor})
+    setup = setups.build(configs.load(document))
+    assert isinstance(setup.strategy, Compressed)
+    bodies: list[bytes] = []
+
+    def compress(x: Tensor, key: Tensor, **offers: Any) -> Named:
+        bodies.append(setup.codec.encode(x, key, **offers))
+        return setup.codec.compress(x, key, **offers)
+
+    spied = replace(setup.strategy, codec=setup.codec._replace(compress=compress))
+    serial = Serial()
+    parts = (setup.problem, spied, serial, setup.adversary)
+    programs = spied.programs(setup.problem)
+    memory = ClientMemory(programs.memory, setup.problem.clients)
+    state = spied.init(setup.problem, keys.fold(setup.key, "init"))
+    steps = list(itertools.islice(exchanges(*parts, memory, state, setup.key), 3))
+    fedopt.run(document, out=tmp_path)
+    for number, (line, step) in enumerate(zip(raw(tmp_path), steps, strict=True)):
+        metrics = {name: 0.0 for name in step.replies.metrics if not name.startswith("compression.")}
+        sizes = [
+            len(write_up(0, 0, {"delta": Written(setup.codec.name, setup.problem.d, body)}, metrics, 1.0))
+            for body in bodies[4 * number : 4 * number + 4]
+        ]
+        assert line["bytes_up"] == sum(sizes)
+        assert line.get("client_bytes_up", sizes) == sizes
+
+
+def test_the_model_is_sent_as_its_change(small: Small, tmp_path: Path) -> None:
+    down = {"name": "topk", "count": 10}
+    changes = {"run.rounds": 4, "compression.down": down, "participation": {"name": "uniform", "count": 3}}
+    fedopt.run(small(changes), out=tmp_path)
+    whole, before = 4 * D, set()
+    for line in raw(tmp_path):
+        assert len(line["clients"]) == 3
+        sizes = line.get("client_bytes_down", [line["bytes_down"] // 3] * 3)
+        for client, size in zip(line["clients"], sizes, strict=True):
+            assert (size < whole / 4) == (client in before), "who missed an exchange is sent the whole model"
+        before = set(line["clients"])
 
 
 def test_a_diverged_run_is_still_json(small: Small, record: Record, tmp_path: Path) -> None:
