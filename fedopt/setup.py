@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +37,8 @@ from fedopt.types import Attack, Batches, Codec, Strategy
 
 INNER: tuple[Literal["stacked"], Literal["serial"]] = ("stacked", "serial")
 """What a worker may run its clients with."""
+
+log = logging.getLogger(__name__)
 
 
 class Setup(NamedTuple):
@@ -378,6 +381,12 @@ def _compressed(config: Config, strategy: Strategy, problem: Problem) -> tuple[S
     memory = feedback.build(asked.feedback.name, asked.feedback.options)
     if asked.name == asked.feedback.name == "none" and down is None:
         return strategy, codec
+    if codec.kind not in memory.needs:
+        kind = "a contraction" if codec.kind == "contraction" else codec.kind
+        log.warning(
+            "feedback '%s' has no guarantee of convergence with the codec '%s', %s; it has one with codecs that are %s",
+            memory.name, codec.name, kind, " or ".join(sorted(memory.needs)),
+        )  # fmt: skip
     return Compressed(strategy, codec, memory, tuple(asked.vectors), down), codec
 
 

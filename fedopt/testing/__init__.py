@@ -20,6 +20,7 @@ from fedopt.testing.aggregators import check_aggregator, discriminating
 from fedopt.testing.attacks import check_attack
 from fedopt.testing.compression import check_codec
 from fedopt.testing.data import check_source
+from fedopt.testing.feedback import check_feedback
 from fedopt.testing.optimizers import check_optimizer
 from fedopt.testing.participation import check_participation
 from fedopt.testing.pre import check_pre
@@ -29,6 +30,7 @@ __all__ = [
     "check_aggregator",
     "check_attack",
     "check_codec",
+    "check_feedback",
     "check_optimizer",
     "check_participation",
     "check_pre",

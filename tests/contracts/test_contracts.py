@@ -9,11 +9,13 @@ import pytest
 
 from fedopt import aggregators, attacks, compression, optimizers, participation
 from fedopt.aggregators import pre
+from fedopt.compression import feedback
 from fedopt.registry import Registry, facts
 from fedopt.testing import (
     check_aggregator,
     check_attack,
     check_codec,
+    check_feedback,
     check_optimizer,
     check_participation,
     check_pre,
@@ -50,6 +52,11 @@ def test_pre(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "options"), cases(attacks.registry))
 def test_attack(name: str, options: dict[str, Any]) -> None:
     check_attack(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases(feedback.registry))
+def test_feedback(name: str, options: dict[str, Any]) -> None:
+    check_feedback(name, **options)
 
 
 @pytest.mark.parametrize(("name", "options"), cases(compression.registry))

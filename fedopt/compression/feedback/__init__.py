@@ -15,6 +15,7 @@ What a feedback says about itself, with `fedopt.registry.declare`:
 
     needs       kinds of codec under which it is known to converge
     examples    options under which the contract tests run, one mapping after another
+    exceptions  contract laws that the feedback lawfully breaks, each with the reason
 
 The server knows of each client what the client's memory knows of the server, so whatever it makes of a message is the
 client's row, and every rule and attack works on rows as without compression.

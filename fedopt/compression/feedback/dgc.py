@@ -18,14 +18,15 @@ from fedopt.types import Named
     reference="Lin, Han, Mao, Wang, Dally 2018, 'Deep Gradient Compression: Reducing the Communication Bandwidth for"
     " Distributed Training', algorithm 4 without clipping and warm-up",
     needs=("exact", "contraction"),
-    examples=({}, {"momentum": 0.0}),
+    exceptions={"sum": "with the momentum m, more than the vector is sent"},
+    examples=({}, {"momentum": 0.5}),
 )
 @dataclass(frozen=True)
 class dgc:
     """u <- m u + x,    v <- v + u,    row = C(v),    v <- v - row,    u <- 0 where row is not 0.
 
     Momentum is added up while a coordinate waits, not after it was sent, and stops when it is sent (momentum factor
-    masking). With m = 0 this is error feedback. The sum of what is sent is 1 / (1 - m) times the sum of x.
+    masking). With m = 0 this is error feedback.
 
     momentum: m.
 
