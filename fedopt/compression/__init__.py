@@ -95,11 +95,16 @@ def lift(
             raise FedoptError(f"a vector of floats [d] is needed, {list(x.shape)} of {x.dtype} was given")
         if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
             raise FedoptError(f"finite entries are needed, {int((~torch.isfinite(x)).sum())} are NaN or Inf")
+        if not x.numel():
+            return b""
         code = getattr(codec, "alone", codec.compress)(x.detach(), key, **offered(offers))
         return b"".join(field.write(code[part]) for part, (field, _) in codec.layout(x.numel()).items())
 
     def decode(payload: bytes, numel: int, out: Tensor | None = None) -> Tensor:
         reader = Reader(payload)
+        if not numel:
+            reader.end()
+            return torch.zeros(0) if out is None else out
         code = {part: field.read(reader, entries) for part, (field, entries) in codec.layout(numel).items()}
         reader.end()
         if out is None:

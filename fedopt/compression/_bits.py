@@ -75,7 +75,8 @@ def parameter(count: int, total: int) -> int:
 def parameters(count: Tensor, total: Tensor) -> Tensor:
     """`parameter` for many counts and sums at once; under vmap too."""
     powers = torch.arange(1, _MOST + 1, device=count.device)
-    reached = (count[..., None] > 0) & (total[..., None] >= (count[..., None] << powers))
+    # the sum is halved rather than the count doubled, which might leave int64
+    reached = (count[..., None] > 0) & ((total[..., None] >> powers) >= count[..., None])
     return reached.sum(dim=-1)
 
 
@@ -91,6 +92,9 @@ def rice(values: Ints, k: int) -> tuple[bytes, bytes]:
 
 def unrice(unary: Bytes, low: Bytes, count: int, k: int, most: int) -> Ints:
     """The `count` values of `rice`, none of which may be above `most`. Raises WireError for anything else."""
+    # with the parameter that follows from their sum, the quotients of n values make less than 2 n
+    if unary.size > (3 * count + 7) // 8:
+        raise WireError(f"{count} unary numbers take {(3 * count + 7) // 8} bytes at the most, {unary.size} were given")
     ends = np.flatnonzero(np.unpackbits(unary, bitorder="little"))
     if ends.size != count:
         raise WireError(f"{count} unary numbers are needed, {ends.size} were given")

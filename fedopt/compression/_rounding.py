@@ -32,4 +32,12 @@ def norms(rows: Tensor, norm: str) -> Tensor:
         return largest
     # squares of the entries alone may leave float32
     safe = torch.where(largest > 0, largest, 1.0)
-    return largest * (rows / safe[:, None]).square().sum(dim=1).sqrt()
+    norm_of = largest * (rows / safe[:, None]).square().sum(dim=1).sqrt()
+    # a norm beyond the largest float: any number from the largest magnitude on will do in its place
+    return norm_of.clamp(max=torch.finfo(rows.dtype).max)
+
+
+def mean(x: Tensor, count: Tensor | int) -> Tensor:
+    """Σ xᵢ / count, also where the sum leaves float32."""
+    largest = x.abs().amax(dim=-1)
+    return largest * ((x / torch.where(largest > 0, largest, 1.0)).sum(dim=-1) / count)

@@ -19,7 +19,7 @@ from fedopt.types import Named
 )
 @dataclass(frozen=True)
 class bf16:
-    """The upper half of a float32, rounded to even: 8 significant bits, 2 d bytes.
+    """The upper half of a float32, rounded to even: 8 significant bits, 2 d bytes and one.
 
     |decode(encode(x))ᵢ - xᵢ| <= 2⁻⁸ |xᵢ|    for normal numbers
     """

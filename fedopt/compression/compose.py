@@ -18,9 +18,9 @@ from fedopt.types import Named
 
 def _part(table: dict[str, Any], which: str) -> Any:
     options = {name: value for name, value in table.items() if name != "name"}
-    if "name" not in table:
+    if not isinstance(table.get("name"), str):
         raise ValueError(f"{which} needs a name, e.g. {which} = {{ name = 'topk', share = 0.01 }}")
-    return registry.build(table["name"], options, which)
+    return registry.build(table["name"], options, f"compression.{which}")
 
 
 def _kind(first: dict[str, Any], then: dict[str, Any]) -> str:
@@ -34,6 +34,7 @@ def _kind(first: dict[str, Any], then: dict[str, Any]) -> str:
     reference="Basu, Data, Karakus, Diggavi 2019, 'Qsparse-local-SGD: Distributed SGD with Quantization, Sparsification"
     " and Local Computations', section 2",
     kind=_kind,
+    zeros=lambda first: bool(stated(_part(first, "first"), "zeros", False)),
     examples=(
         {"first": {"name": "topk", "share": 0.2}, "then": {"name": "qsgd", "bucket": 16}},
         {"first": {"name": "randk", "share": 0.5}, "then": {"name": "natural"}},

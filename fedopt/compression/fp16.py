@@ -19,7 +19,7 @@ from fedopt.types import Named
 )
 @dataclass(frozen=True)
 class fp16:
-    """IEEE 754 half precision: 11 significant bits, 2 d bytes.
+    """IEEE 754 half precision: 11 significant bits, 2 d bytes and one.
 
         |decode(encode(x))ᵢ - xᵢ| <= 2⁻¹¹ |xᵢ|    for 2⁻¹⁴ <= |xᵢ| <= 65504
 

@@ -30,7 +30,7 @@ class natural:
         C(t) = sign(t) 2^⌊log₂|t|⌋ (1 + b),    P(b = 1) = |t| / 2^⌊log₂|t|⌋ - 1
         E C(x) = x,    E ‖C(x) - x‖² <= ‖x‖² / 8
 
-    On the wire, signs and how far each exponent is below the largest, as Rice codes: about 4 bits for normal numbers
+    On the wire, signs and how far each exponent is below the largest, as Rice codes: about 5 bits for normal numbers
     of one scale, where the exponent and sign of a float32 are 9.
 
     Differences from the paper: it sends 9 bits. Entries above 2¹²⁷ become 2¹²⁷.

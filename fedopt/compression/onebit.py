@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedopt.compression._fields import Bits, Field, Floats
+from fedopt.compression._rounding import mean
 from fedopt.registry import declare
 from fedopt.types import Named
 
@@ -32,8 +33,8 @@ class onebit:
         """`x [d]`; the key plays no part."""
         x = x.to(torch.float32)
         negative = x < 0
-        below = torch.where(negative, x, 0.0).sum(dim=-1) / negative.sum(dim=-1).clamp(min=1)
-        above = torch.where(negative, 0.0, x).sum(dim=-1) / (~negative).sum(dim=-1).clamp(min=1)
+        below = mean(torch.where(negative, x, 0.0), negative.sum(dim=-1).clamp(min=1))
+        above = mean(torch.where(negative, 0.0, x), (~negative).sum(dim=-1).clamp(min=1))
         return {"means": torch.stack([above, below], dim=-1), "negative": negative}
 
     def restore(self, code: Named, numel: int) -> Tensor:

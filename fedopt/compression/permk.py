@@ -35,7 +35,8 @@ class permk:
 
     n: clients in the exchange; a client's place is the engine's offer `rank`, modulo n.
 
-    Differences from the paper: where n does not divide d, parts are of ⌈d/n⌉ coordinates and the last ones are shorter.
+    Differences from the paper: where n does not divide d, n ⌈d/n⌉ places are put in order, of which those beyond d are
+    nobody's, so that each coordinate is with each client equally often.
     """
 
     n: Count
@@ -54,9 +55,9 @@ class permk:
         return {"seed": (Bits(64), 1), "rank": (Bits(32), 1), "values": (Floats(), -(-numel // self.n))}
 
     def _mine(self, shared: Tensor, rank: Tensor, numel: int) -> Tensor:
-        """The coordinates of this client `[⌈d/n⌉]`; d, which is none, for those that are missing at the end."""
+        """The coordinates of this client `[⌈d/n⌉]`; d, which is none, for places beyond it."""
         size = -(-numel // self.n)
-        order = torch.nn.functional.pad(keys.permutation(shared, numel), (0, size * self.n - numel), value=numel)
+        order = keys.permutation(shared, size * self.n).clamp(max=numel)
         return order.gather(0, rank * size + torch.arange(size, device=order.device))
 
     def _padded(self, x: Tensor) -> Tensor:

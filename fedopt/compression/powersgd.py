@@ -46,7 +46,7 @@ class powersgd:
     rank: columns of P and Q.
     warm: start from the last Q'; otherwise from a random one each time.
     shapes: of the tensors that make up the vector, those of the model by default; a tensor [a, b, c ...] is taken for a
-        matrix [a, b c ...]. Without any the vector is one nearly square matrix.
+        matrix [a, b c ...]. Without any, and for a vector of another length, it is one nearly square matrix.
 
     Differences from the paper: P̂ and Q' are each client's own, where the paper averages P and then Q' over all workers
     within an iteration, which takes two rounds; and the first Q is the same for all.
@@ -55,6 +55,10 @@ class powersgd:
     rank: Count = 2
     warm: bool = True
     shapes: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for shape in self.shapes or () for size in shape):
+            raise ValueError(f"shapes of tensors with entries are needed, {self.shapes} were given")
 
     def start(self, numel: int) -> Named:
         """Random factors, the same in every run."""
@@ -76,7 +80,7 @@ class powersgd:
                 continue
             matrix = torch.nn.functional.pad(piece, (0, part.rows * part.columns - len(piece)))
             matrix = matrix.reshape(part.rows, part.columns)
-            p = _orthonormal(matrix @ starts[f"q{i}"].reshape(part.columns, part.rank))
+            p = _orthonormal(_scaled(matrix) @ self._begun(starts[f"q{i}"], part, keys.fold(key, i)))
             code |= {f"p{i}": p.flatten(), f"q{i}": (matrix.T @ p).flatten()}
         return {"whole": torch.cat(whole), **code}
 
@@ -102,6 +106,13 @@ class powersgd:
                 found |= {f"p{i}": (Floats(), part.rows * part.rank), f"q{i}": (Floats(), part.columns * part.rank)}
         return found
 
+    def _begun(self, q: Tensor, part: Part, key: Tensor) -> Tensor:
+        """The factor to begin with `[columns, rank]`, of no particular size; columns that are 0 are drawn anew."""
+        q = q.reshape(part.columns, part.rank)
+        q = q / torch.where(q == 0, 1.0, q.abs()).amax(dim=0)
+        fresh = keys.normal(key, part.columns * part.rank).reshape(part.columns, part.rank)
+        return torch.where((q == 0).all(dim=0), fresh, q)
+
     def _parts(self, numel: int) -> list[Part]:
         shapes = self.shapes
         if shapes is None or sum(math.prod(shape) for shape in shapes) != numel:
@@ -125,6 +136,12 @@ class powersgd:
             for i, part in enumerate(self._parts(numel))
             if part.rank
         }
+
+
+def _scaled(matrix: Tensor) -> Tensor:
+    """The matrix with a largest magnitude of 1, so that products stay within float32."""
+    most = matrix.abs().amax()
+    return matrix / torch.where(most > 0, most, 1.0)
 
 
 def _orthonormal(p: Tensor) -> Tensor:

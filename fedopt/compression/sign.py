@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedopt.compression._fields import Bits, Field, Floats
+from fedopt.compression._rounding import mean
 from fedopt.registry import declare
 from fedopt.types import Named
 
@@ -38,7 +39,7 @@ class sign:
         """`x [d]`; the key plays no part."""
         x = x.to(torch.float32)
         code = {"negative": x < 0}
-        return {"scale": x.abs().mean(dim=-1, keepdim=True), **code} if self.scale == "mean" else code
+        return {"scale": mean(x.abs(), x.shape[-1])[None], **code} if self.scale == "mean" else code
 
     def restore(self, code: Named, numel: int) -> Tensor:
         signs = 1.0 - 2.0 * code["negative"].to(torch.float32)

@@ -44,7 +44,9 @@ class terngrad:
         """`x [d]`; the key draws the bᵢ."""
         x = x.to(torch.float32)
         if self.clip is not None:
-            bound = self.clip * x.square().mean(dim=-1).sqrt()
+            largest = x.abs().amax(dim=-1)
+            # the quotient first: squares may leave float32
+            bound = self.clip * largest * (x / torch.where(largest > 0, largest, 1.0)).square().mean(dim=-1).sqrt()
             x = torch.maximum(torch.minimum(x, bound), -bound)
         most = x.abs().amax(dim=-1)
         drawn = rounded(x.abs() / torch.where(most > 0, most, 1.0), key).clamp(max=1.0)

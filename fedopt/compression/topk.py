@@ -75,7 +75,7 @@ class topk:
         magnitudes = values.abs()
         least = magnitudes.topk(k, sorted=False).values.min()
         above, equal = magnitudes > least, magnitudes == least
-        chosen = above | (equal & (equal.cumsum(dim=0) <= k - above.sum()))
+        chosen = (above | (equal & (equal.cumsum(dim=0) <= k - above.sum()))) & (values != 0)
         return {"kept": Kept(near[chosen], values[chosen], d)}
 
     def restore(self, code: Mapping[str, Tensor | Kept], numel: int, out: Tensor | None = None) -> Tensor:

@@ -47,6 +47,9 @@ def test_where_all_are_on_one_side_the_other_has_no_mean() -> None:
     assert back(torch.tensor([1.0, 3.0])).tolist() == [2.0, 2.0]
     assert back(torch.tensor([-1.0, -3.0])).tolist() == [-2.0, -2.0]
     assert back(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    # and is written as 0
+    assert CODEC.encode(torch.tensor([1.0, 3.0]), KEY) == bytes.fromhex("00000040 00000000 00")
+    assert CODEC.encode(torch.tensor([-1.0, -3.0]), KEY) == bytes.fromhex("00000000 000000c0 03")
 
 
 def test_no_other_two_values_are_nearer() -> None:

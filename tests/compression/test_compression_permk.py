@@ -20,10 +20,12 @@ KEY, SHARED = keys.root(0), keys.root(7)
 
 def loop(x: list[float], shared: Tensor, rank: int, n: int) -> list[float]:
     d = len(x)
-    order, size = keys.permutation(shared, d).tolist(), -(-d // n)
+    size = -(-d // n)
+    order = keys.permutation(shared, n * size).tolist()
     result = [0.0] * d
-    for place in range(rank % n * size, min((rank % n + 1) * size, d)):
-        result[order[place]] = n * x[order[place]]
+    for place in range(rank % n * size, (rank % n + 1) * size):
+        if order[place] < d:
+            result[order[place]] = n * x[order[place]]
     return result
 
 
@@ -44,13 +46,13 @@ def test_equals_the_loop_on_random_draws() -> None:
 
 def test_the_payload_byte_by_byte() -> None:
     x = torch.tensor([1.0, 2.0, 4.0])
-    order = keys.permutation(SHARED, 3).tolist()
+    order = keys.permutation(SHARED, 4).tolist()
+    values = [*x.tolist(), 0.0]  # the place beyond d is nobody's
     codec = build("permk", {"n": 2})
     first = codec.encode(x, KEY, shared=SHARED, rank=torch.tensor(0))
-    assert first == struct.pack("<qIff", int(SHARED), 0, float(x[order[0]]), float(x[order[1]]))
-    # the last part is shorter, and filled with 0; places repeat
-    last = codec.encode(x, KEY, shared=SHARED, rank=torch.tensor(5))
-    assert last == struct.pack("<qIff", int(SHARED), 1, float(x[order[2]]), 0.0)
+    assert first == struct.pack("<qIff", int(SHARED), 0, values[order[0]], values[order[1]])
+    last = codec.encode(x, KEY, shared=SHARED, rank=torch.tensor(5))  # places repeat
+    assert last == struct.pack("<qIff", int(SHARED), 1, values[order[2]], values[order[3]])
 
 
 @pytest.mark.parametrize(("d", "n"), [(1, 1), (12, 3), (13, 5), (64, 64), (3, 7)])

@@ -332,6 +332,33 @@ def test_positions_outside_of_the_vector_are_refused() -> None:
         Sparse().read(Reader(b"\1" + positions([0, 1, 2], 3) + bytes(12)), 2)
 
 
+@pytest.mark.parametrize("field", [Sparse(), Levels(3)], ids=["sparse", "levels"])
+def test_other_forms_are_refused(field: Any) -> None:
+    body = field.write(torch.ones(5))
+    for form in (2, 3, 255):
+        with pytest.raises(WireError, match=f"a form below 2 is needed, {form} was given"):
+            field.read(Reader(bytes([form]) + body[1:]), 5)
+
+
+def test_numbers_that_leave_64_bits_are_refused() -> None:
+    for k, quotient in ((62, 2), (62, 4), (60, 16), (63, 0), (64, 0), (255, 0)):
+        unary = joined([0] * quotient + [1])
+        body = b"\0" + struct.pack("<BI", k, len(unary)) + unary + bytes(-(-k // 8)) + b"\0"
+        with pytest.raises(WireError):
+            Levels(255).read(Reader(body), 1)
+
+
+def test_bytes_after_the_last_unary_part_are_refused() -> None:
+    body = struct.pack("<BI", 0, 1) + joined([0, 1, 0, 0, 1]) + joined([0, 0])
+    assert Levels(3).read(Reader(b"\0" + body), 2).tolist() == [1, 2]
+    longer = struct.pack("<BI", 0, 2) + joined([0, 1, 0, 0, 1]) + b"\0" + joined([0, 0])
+    with pytest.raises(WireError, match="take 1 bytes at the most, 2 were given"):
+        Levels(3).read(Reader(b"\0" + longer), 2)
+    many = struct.pack("<BI", 0, 2) + joined([1] * 8) + b"\0" + b"\0"
+    with pytest.raises(WireError, match="bytes follow the last unary number"):
+        Levels(3).read(Reader(b"\0" + many), 8)
+
+
 @pytest.mark.parametrize("fill", [b"\x00", b"\xff"])
 @pytest.mark.parametrize("field", [Sparse(), Levels(3)], ids=["sparse", "levels"])
 def test_a_long_stream_for_few_entries_takes_no_memory(field: Any, fill: bytes) -> None:
