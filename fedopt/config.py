@@ -491,6 +491,8 @@ def _first(error: pydantic.ValidationError) -> ConfigError:
     location = [str(part) for part in first["loc"]]
     where = ".".join(location)
     if first["type"] == "extra_forbidden":
+        if where == "sweep":
+            return ConfigError(where, "this file describes many experiments; run it with 'fedopt sweep'")
         known = _known(location[:-1])
         return ConfigError(where, f"unknown key.{nearest(location[-1], known)} Known: {', '.join(known)}")
     if first["type"] == "missing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, small: Small, same:
     fedopt.run(document, out=tmp_path / "part", callbacks=[lambda line: line["exchange"] >= 3])
     fedopt.resume_run(tmp_path / "part")
     same(tmp_path / "whole", tmp_path / "part")
+
+
+@pytest.mark.parametrize("name", ["ef21", "marina", "dasha"])
+def test_ray_gives_what_serial_gives(name: str, small: Small, same: Same, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'fedopt[ray]'")
+    document = small({**compressed(name), "run.rounds": 3})
+    fedopt.run({**document, "executor": "serial"}, out=tmp_path / "serial")
+    over = {"name": "ray", "workers": 2, "inner": "serial"}
+    fedopt.run({**document, "executor": over}, out=tmp_path / "ray")
+    one, other = model(tmp_path / "serial"), model(tmp_path / "ray")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    lines = [(tmp_path / folder / "metrics.jsonl").read_text().splitlines() for folder in ("serial", "ray")]
+    assert [json.loads(line)["bytes_up"] for line in lines[0]] == [json.loads(line)["bytes_up"] for line in lines[1]]
 
 
 def test_powersgd_keeps_its_factors_with_the_client(small: Small, same: Same, tmp_path: Path) -> None:

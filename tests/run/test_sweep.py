@@ -221,6 +221,12 @@ def test_an_experiment_is_no_sweep(fedopt: Command, small: Small, write: Write) 
     assert ran.status == 2 and "has no section [sweep]" in ran.err and "fedopt run" in ran.err
 
 
+def test_a_sweep_is_no_experiment(fedopt: Command, small: Small, write: Write) -> None:
+    document = {**small(), "sweep": {"axes": {"rule": {"mean": {"aggregator": "mean"}}}}}
+    ran = fedopt("run", write(document))
+    assert ran.status == 2 and "run it with 'fedopt sweep'" in ran.err
+
+
 def test_the_hash_is_that_of_what_the_numbers_depend_on(small: Small) -> None:
     def key(changes: dict[str, Any]) -> str:
         return grid.fingerprint(library.experiment.configs.load(small(changes)))
