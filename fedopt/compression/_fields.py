@@ -73,10 +73,15 @@ class Bits(NamedTuple):
         return _full(values, int(_bits.nbytes(values.shape[-1], self.width)))
 
     def write(self, values: Tensor) -> bytes:
+        if self.width == 1:  # without the eightfold of whole numbers in between
+            flags = values.detach().cpu().to(torch.bool).numpy()
+            return np.packbits(flags.view(np.uint8), bitorder="little").tobytes()
         return _bits.packed(_ints(values), self.width)
 
     def read(self, reader: Reader, m: int) -> Tensor:
         body = reader.take(int(_bits.nbytes(m, self.width)))
+        if self.width == 1:
+            return torch.from_numpy(np.unpackbits(body, count=m, bitorder="little"))
         return torch.from_numpy(_bits.unpacked(body, m, self.width))
 
 

@@ -39,5 +39,4 @@ def norms(rows: Tensor, norm: str) -> Tensor:
 
 def mean(x: Tensor, count: Tensor | int) -> Tensor:
     """Σ xᵢ / count, also where the sum leaves float32."""
-    largest = x.abs().amax(dim=-1)
-    return largest * ((x / torch.where(largest > 0, largest, 1.0)).sum(dim=-1) / count)
+    return (x.sum(dim=-1, dtype=torch.float64) / count).to(x.dtype)

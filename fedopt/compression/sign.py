@@ -41,9 +41,11 @@ class sign:
         code = {"negative": x < 0}
         return {"scale": mean(x.abs(), x.shape[-1])[None], **code} if self.scale == "mean" else code
 
-    def restore(self, code: Named, numel: int) -> Tensor:
-        signs = 1.0 - 2.0 * code["negative"].to(torch.float32)
-        return signs * code["scale"] if self.scale == "mean" else signs
+    def restore(self, code: Named, numel: int, out: Tensor | None = None) -> Tensor:
+        scale = code["scale"] if self.scale == "mean" else code["negative"].new_ones(1, dtype=torch.float32)
+        if out is None:
+            return (1.0 - 2.0 * code["negative"].to(torch.float32)) * scale
+        return out.copy_(code["negative"]).mul_(-2.0).add_(1.0).mul_(scale)
 
     def layout(self, numel: int) -> dict[str, tuple[Field, int]]:
         fields: dict[str, tuple[Field, int]] = {"scale": (Floats(), 1)} if self.scale == "mean" else {}
