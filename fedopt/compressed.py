@@ -45,7 +45,7 @@ NBYTES = PREFIX + "nbytes."
 """Of the metrics that tell how long the body of a vector is."""
 
 
-class Sent(NamedTuple):
+class Broadcast(NamedTuple):
     """State of a strategy whose model is compressed on its way to the clients."""
 
     inner: State
@@ -91,17 +91,17 @@ class Compressed:
         inner = self.inner.init(problem, key)
         if self.down is None:
             return inner
-        return Sent(inner, problem.initial["params"], torch.full((problem.clients,), -1), 0)
+        return Broadcast(inner, problem.initial["params"], torch.full((problem.clients,), -1), 0)
 
     def plan(self, problem: Problem, state: State, key: Tensor) -> Exchange:
-        exchange = self.inner.plan(problem, state.inner if isinstance(state, Sent) else state, key)
+        exchange = self.inner.plan(problem, state.inner if isinstance(state, Broadcast) else state, key)
         asks = self.codec.asks | self.feedback.asks
         if "shared" in asks:
             shared = keys.fold(key, "compression")
             exchange = exchange._replace(down={**exchange.down, f"{PREFIX}shared": shared})
         if "rank" in asks:
             exchange = exchange._replace(own={**exchange.own, f"{PREFIX}rank": torch.arange(exchange.clients.numel())})
-        if self.down is None or not isinstance(state, Sent) or "params" not in exchange.down:
+        if self.down is None or not isinstance(state, Broadcast) or "params" not in exchange.down:
             return exchange
         x = exchange.down["params"]
         code = self.down.compress(x - state.model, keys.fold(key, "compression down"))
@@ -118,7 +118,7 @@ class Compressed:
 
     def absorb(self, problem: Problem, state: State, replies: Replies, key: Tensor) -> tuple[State, Info]:
         exchange = replies.exchange
-        if not isinstance(state, Sent):
+        if not isinstance(state, Broadcast):
             return self.inner.absorb(problem, state, replies, key)
         model, last = state.model, state.last
         if "params" in exchange.coded:
@@ -126,10 +126,10 @@ class Compressed:
             replies = replies._replace(exchange=exchange._replace(keep=keep))
             last = last.index_fill(0, exchange.clients, state.exchanges)
         inner, info = self.inner.absorb(problem, state.inner, replies, key)
-        return Sent(inner, model, last, state.exchanges + 1), info
+        return Broadcast(inner, model, last, state.exchanges + 1), info
 
     def model(self, problem: Problem, state: State) -> Named | None:
-        return self.inner.model(problem, state.inner if isinstance(state, Sent) else state)
+        return self.inner.model(problem, state.inner if isinstance(state, Broadcast) else state)
 
     def _sending(self, program: ClientProgram, numel: int) -> ClientProgram:
         """The program, whose vectors go through the codec at the end."""

@@ -61,8 +61,9 @@ class byz_vr_marina:
     γ is the server optimizer's step, sgd with lr. B_i is one batch of `batch_size` samples unless `steps` says more.
     In a round of differences the clients send the difference, which the server adds to g_{k-1}.
 
-    Differences from the paper: the differences are not compressed here; a section [compression] counts bytes for any
-    strategy. Clients' samples do not weigh. The paper's rule is any (δ, c)-robust one, so choose one in [aggregator].
+    Differences from the paper: the differences are compressed only where a section [compression] says so, as any
+    strategy's are, and then the full gradients too. Clients' samples do not weigh. The paper's rule is any that is
+    (δ, c)-robust, so choose one in [aggregator].
     """
 
     participation: Participation
