@@ -29,7 +29,7 @@ from fedopt import config as configs
 from fedopt import keys
 from fedopt.config import Config, Stop
 from fedopt.engine import evaluate
-from fedopt.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest, save_checkpoint
+from fedopt.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, misfit, newest, save_checkpoint
 from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 from fedopt.engine.record import (
@@ -101,7 +101,16 @@ def beginning(setup: Setup) -> Progress:
 
 
 def restore(setup: Setup, progress: Progress, stored: Checkpoint) -> None:
-    """Go to a checkpoint; the executor takes over the plan that was stored with it."""
+    """Go to a checkpoint; the executor takes over the plan that was stored with it.
+
+    Raises CheckpointError for a state of another form, which is left as it is.
+    """
+    wrong = misfit(progress.state, stored.state)
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint after exchange {stored.exchanges} was written by another version of fedopt or of a plug-in"
+            f" ({wrong}); resume with that version, or start a new run in another folder"
+        )
     progress.memory.restore(stored.memory)
     progress.state = stored.state
     progress.exchanges = progress.restored = stored.exchanges
@@ -234,11 +243,11 @@ def _evaluation(setup: Setup, progress: Progress, before: int) -> dict[str, Any]
     if state.round == before:
         return found
 
-    def due(every: int) -> bool:
-        return bool(every) and (state.round % every == 0 or state.round >= run.rounds)
+    def due(every: int, last: int = 1) -> bool:
+        return bool(every) and (state.round % every == 0 or state.round > run.rounds - last)
 
     model = setup.strategy.model(problem, state)
-    if due(run.evaluate_every) and model is not None:
+    if due(run.evaluate_every, run.evaluate_last or 1) and model is not None:
         device = setup.config.executor.device
         there = {name: value.to(device) for name, value in model.items()}
         found |= evaluate.on_server(setup.evaluated, there)

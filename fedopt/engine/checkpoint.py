@@ -149,6 +149,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
+def misfit(fresh: Any, stored: Any, where: str = "state") -> str:
+    """Why `stored` cannot have come of the first state `fresh`, or the empty string.
+
+    A NamedTuple may have other values later, or be None, but does not turn into something else: then another version of
+    fedopt, or of a plug-in, wrote it.
+    """
+    if not _is_record(fresh) or stored is None:
+        return ""
+    if not _is_record(stored):
+        return f"{where} is a {type(stored).__name__} in it, and {type(fresh).__name__} was needed"
+    if type(stored) is not type(fresh):
+        return ""
+    found = (misfit(getattr(fresh, n), getattr(stored, n), f"{where}.{n}") for n in fresh._fields)
+    return next(filter(None, found), "")
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
 def _piece(folder: Path, name: str) -> Path:
     return folder / _PIECES / f"{name}.safetensors"
 
@@ -206,7 +226,7 @@ def _encode(value: Any, tensors: Named) -> Any:
         return value
     if isinstance(value, dict):
         return {"dict": [[key, _encode(v, tensors)] for key, v in value.items()]}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if _is_record(value):
         fields = {name: _encode(getattr(value, name), tensors) for name in value._fields}
         return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
     if isinstance(value, list | tuple):

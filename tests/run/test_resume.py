@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,19 @@ def test_a_checkpoint_executes_nothing(small: Small, tmp_path: Path) -> None:
     document.write_text(known.replace("fedopt.strategies._server:Server", "subprocess:Popen"))
     with pytest.raises(fedopt.FedoptError, match="'subprocess:Popen', which is no NamedTuple of this experiment"):
         fedopt.resume_run(tmp_path)
+
+
+def test_a_state_of_another_version_is_named_and_left_alone(small: Small, tmp_path: Path) -> None:
+    fedopt.run(small({"run.rounds": 4}), out=tmp_path, callbacks=[stop_after(2)])
+    path = tmp_path / "checkpoints" / "00000002" / "state.json"
+    known = json.loads(path.read_text())
+    known["state"]["fields"]["participation"] = {"tuple": []}
+    path.write_text(json.dumps(known))
+    with pytest.raises(fedopt.FedoptError) as refused:
+        fedopt.resume_run(tmp_path)
+    assert "state.participation is a tuple in it, and Selection was needed" in str(refused.value)
+    assert "start a new run in another folder" in str(refused.value)
+    assert json.loads(path.read_text()) == known
 
 
 def test_a_line_cut_by_a_crash_is_written_again(small: Small, same: Same, tmp_path: Path) -> None:
