@@ -14,10 +14,10 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness proto
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness participation proto
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make the environment, if it is absent or out of date
 
@@ -64,6 +64,9 @@ robustness: setup  ## rules against attackers in the majority, on images and hea
 	for sweep in robustness-mnist robustness-mnist-beside robustness-ecg; do \
 		$(BIN)/fedopt sweep configs/$$sweep.toml --jobs 2 --cache runs/robustness-cells || exit 1; \
 	done
+
+participation: setup  ## head-counts against uploads, and FedBuff against FedAvg (hours; it goes on where it stopped)
+	$(BIN)/python -m bench.participation --jobs 2
 
 proto: setup  ## write the code of the wire format again from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto

@@ -55,6 +55,8 @@ class Run(pydantic.BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
     evaluate_every: int = pydantic.Field(1, ge=1)
     """Rounds between evaluations on the server; the last round is always evaluated."""
+    evaluate_last: int | None = pydantic.Field(None, ge=1)
+    """So many last rounds are all evaluated on the server, for a mean over them; the last one alone without it."""
     evaluate_clients_every: int = pydantic.Field(0, ge=0)
     """Rounds between evaluations on clients (0: never); needs data.valid_share > 0."""
     checkpoint_every: int = pydantic.Field(0, ge=0)
@@ -296,6 +298,7 @@ WORDS = ("data", "model", "strategy", "participation", "aggregator", "compressio
 CHANGEABLE = (
     "run.rounds",
     "run.evaluate_every",
+    "run.evaluate_last",
     "run.evaluate_clients_every",
     "run.checkpoint_every",
     "run.checkpoint_seconds",

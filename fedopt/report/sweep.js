@@ -77,17 +77,23 @@ function heat(panel) {
 
 data.panels.forEach((panel, i) => draw(`panel-${i}`, () => heat(panel)));
 
+// Names stand beside their points, where no error bar is, and towards the middle, where they are not cut off.
 function against(cost, key, title, ticks) {
+  const every = cost.traces.flatMap((trace) => trace[key]);
+  const [least, most] = [Math.min(...every), Math.max(...every)];
+  const log = least > 0 && most > 10 * least;
+  const marks = [...Array(15).keys()].flatMap((n) => [1, 2, 5].map((k) => k * 10 ** n));
+  const middle = log ? Math.sqrt(least * most) : (least + most) / 2;
   return {
     data: cost.traces.map((trace, i) => ({
       x: trace[key], y: trace.y, name: plain(trace.name), mode: "markers+text", text: trace.rows.map((row) => short(row, 22)),
-      textposition: "top center", textfont: { size: 11 }, marker: { size: 9, color: colour(i) },
+      textposition: trace[key].map((x) => (x > middle ? "middle left" : "middle right")), textfont: { size: 11 }, marker: { size: 9, color: colour(i) },
       error_y: { type: "data", array: trace.error, color: fade(colour(i), 0.6), thickness: 1.5, width: 3 },
       hovertemplate: "%{text}<br>%{x}: %{y:.4~g}<extra></extra>", cliponaxis: false,
     })),
     layout: {
       showlegend: cost.traces.length > 1, hovermode: "closest", margin: { l: 56, r: 40, t: 24, b: 42 },
-      xaxis: { title: { text: title, standoff: 8 }, ...ticks },
+      xaxis: { title: { text: title, standoff: 8 }, ...ticks, ...(log ? { type: "log", tickvals: marks } : {}) },
       yaxis: { title: { text: cost.measure, standoff: 6 }, ...(cost.share ? { tickformat: ".4~p" } : {}) },
     },
   };

@@ -219,11 +219,12 @@ def _body(found: Results) -> str:
     parts.append(_section("Cells", f'<div class="grid">{"".join(cards)}</div>'))
     if sweep_cost.varies(found):
         drawn = "".join(
-            f'<div class="card wide"><h3>{escape(panel.title)}</h3><div class="plot" id="cost-{i}-updates"></div>'
-            f'<div class="plot" id="cost-{i}-bytes"></div></div>'
+            f'<div class="card wide"><h3>{escape(panel.title)}</h3><div class="plot tall" id="cost-{i}-updates"></div>'
+            f'<div class="plot tall" id="cost-{i}-bytes"></div></div>'
             for i, panel in enumerate(found.panels)
         )
-        parts.append(_section("Against cost", f'<div class="grid">{drawn}</div><div class="card" id="cost"></div>'))
+        drawn += '<div class="card wide" id="cost"></div>'
+        parts.append(_section("Against cost", f'<div class="grid">{drawn}</div>'))
     if found.troubles():
         parts.append(_section("Refused and failed", '<div class="card" id="troubles"></div>'))
     parts.append(_section("All cells", '<div class="card" id="cells"></div>'))

@@ -455,3 +455,42 @@ def test_the_sweep_is_drawn(browser: Browser, tmp_path: Path, dark: bool) -> Non
     assert opened.run("document.querySelectorAll('main b').length === document.querySelectorAll('.figure b').length")
     assert opened.errors == []
     assert opened.fetched == []
+
+
+def test_what_cells_cost_is_drawn(browser: Browser, tmp_path: Path) -> None:
+    """On a logarithmic axis where costs differ much, with names that lean towards the middle."""
+    costs = {"few": (30, 1e5), "some": (60, 4e5), "many": (120, 2e6)}
+    cells = [
+        {
+            "settings": {"who": who},
+            "seed": seed,
+            "key": f"{who}{seed}",
+            "clean": True,
+            "planned": 5,
+            "state": "finished",
+            "message": "",
+            "value": 0.5 + 0.1 * i + 0.01 * seed,
+            "rounds": 5,
+            "seconds": 2.0,
+            "updates": updates,
+            "bytes_up": sent,
+            "folder": f"cells/{who}{seed}",
+            "report": False,
+            "versions": "fedopt 0.1.0",
+        }
+        for i, (who, (updates, sent)) in enumerate(costs.items())
+        for seed in (1, 2)
+    ]
+    facts = {"name": "costs", "metric": "accuracy", "at": "last", "rows": "who", "columns": None, "seeds": [1, 2]}
+    (tmp_path / "sweep.json").write_text(json.dumps({**facts, "axes": {"who": list(costs)}, "cells": cells}))
+    opened = browser.open(sweep_page.write(tmp_path), width=1300)
+    for name, kind, leans in (("updates", "linear", "right right left"), ("bytes", "log", "right right left")):
+        picture = f"document.getElementById('cost-0-{name}')"
+        assert opened.run(f"{picture}._fullLayout.xaxis.type") == kind
+        assert opened.run(f"{picture}.data[0].textposition.join(' ').replaceAll('middle ', '')") == leans
+        words = opened.run(f"[...{picture}.querySelectorAll('.scatterlayer text')].map((t) => t.textContent)")
+        assert words == list(costs)
+    ticks = opened.run("[...document.querySelectorAll('#cost-0-bytes .xtick')].map((t) => t.textContent)")
+    assert ticks == ["100k", "200k", "500k", "1M", "2M"]
+    assert column(opened, "cost", 0) == list(costs)
+    assert opened.errors == []

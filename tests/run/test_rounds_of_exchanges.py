@@ -65,6 +65,13 @@ def test_a_round_is_evaluated_once(small: Small, tmp_path: Path) -> None:
     assert [line["exchange"] for line in result.history if "client_eval" in line] == [5, 9]
 
 
+def test_the_last_rounds_are_all_evaluated_if_asked(small: Small, tmp_path: Path) -> None:
+    for last, wanted in ((3, [4, 7, 8, 9]), (2, [4, 8, 9]), (20, list(range(1, 10)))):
+        document = small({"run.rounds": 9, "run.evaluate_every": 4, "run.evaluate_last": last})
+        result = execute(build(load(document)), tmp_path / str(last))
+        assert [line["round"] for line in result.history if "accuracy" in line] == sorted({*wanted, 8})
+
+
 def test_a_commit_that_fails_leaves_the_last_good_checkpoint(
     small: Small, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
