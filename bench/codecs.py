@@ -3,17 +3,20 @@
     python -m bench.codecs [--d 10000000] [--codec topk ...] [--repetitions 5]
 
 The vector is N(0, 1). Speeds are of the dense vector, 4 d bytes, per second, into a given buffer; beside some of them
-the one-liner of torch or NumPy that does the same without a wire format.
+what torch, NumPy or another library does with the same vector without a wire format: one-liners, and bitsandbytes where
+it is installed (`pip install --no-deps bitsandbytes`). Their tables go between the marks of docs/compression.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +24,16 @@ from rich.console import Console
 from torch import Tensor
 
 from bench import machine
+from bench.pages import filled
 from bench.processes import ROOT
 from bench.run import store
 from bench.table import rows
 from fedopt import keys
 from fedopt.compression import build
 from fedopt.types import Codec
+
+COMMAND = "python -m bench.codecs"
+PAGE = ROOT / "docs" / "compression.md"
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
@@ -53,24 +60,60 @@ CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "topk 1 % and natural": ("compose", {"first": {"name": "topk", "share": 0.01}, "then": {"name": "natural"}}),
 }
 
-ONE_LINERS: dict[str, tuple[str, Callable[[Tensor], Any], Callable[[Tensor, Any], Any]]] = {
-    "fp16": ("torch: x.half()", lambda x: x.half(), lambda out, code: out.copy_(code)),
-    "topk 1 %": (
-        "torch: x.abs().topk(k)",
-        lambda x: (i := x.abs().topk(x.numel() // 100).indices, x[i]),
-        lambda out, code: out.zero_().scatter_(0, code[0], code[1]),
-    ),
-    "sign": (
-        "numpy: packbits(x < 0)",
-        lambda x: np.packbits(x.numpy() < 0),
-        lambda out, code: out.copy_(torch.from_numpy(1.0 - 2.0 * np.unpackbits(code, count=out.numel()))),
-    ),
-    "blocks, 8 bits": (
-        "torch: quantize_per_tensor",
-        lambda x: torch.quantize_per_tensor(x, float(x.abs().max()) / 127, 0, torch.qint8),
-        lambda out, code: out.copy_(code.dequantize()),
-    ),
-}
+
+class Other(NamedTuple):
+    """What somebody else's code does with the same vector."""
+
+    title: str
+    encode: Callable[[Tensor], Any]
+    decode: Callable[[Tensor, Any], Any]
+    """Into a given buffer."""
+
+
+def others() -> dict[str, list[Other]]:
+    """By codec, what there is to compare it with."""
+    found = {
+        "fp16": [Other("torch: x.half()", lambda x: x.half(), lambda out, code: out.copy_(code))],
+        "topk 1 %": [
+            Other(
+                "torch: x.abs().topk(k)",
+                lambda x: (i := x.abs().topk(x.numel() // 100).indices, x[i]),
+                lambda out, code: out.zero_().scatter_(0, code[0], code[1]),
+            )
+        ],
+        "sign": [
+            Other(
+                "NumPy: packbits(x < 0)",
+                lambda x: np.packbits(x.numpy() < 0),
+                lambda out, code: out.copy_(torch.from_numpy(1.0 - 2.0 * np.unpackbits(code, count=out.numel()))),
+            )
+        ],
+        "blocks, 8 bits": [
+            Other(
+                "torch: quantize_per_tensor",
+                lambda x: torch.quantize_per_tensor(x, float(x.abs().max()) / 127, 0, torch.qint8),
+                lambda out, code: out.copy_(code.dequantize()),
+            )
+        ],
+    }
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        library = importlib.import_module("bitsandbytes.functional")
+        found["blocks, 8 bits"].append(
+            Other(
+                "bitsandbytes: quantize_blockwise",
+                lambda x: library.quantize_blockwise(x, blocksize=64),
+                lambda out, code: out.copy_(library.dequantize_blockwise(*code)),
+            )
+        )
+        found["blocks, 4 bits"] = [
+            Other(
+                "bitsandbytes: quantize_fp4",
+                lambda x: library.quantize_fp4(x, blocksize=64),
+                lambda out, code: out.copy_(library.dequantize_fp4(*code).view(-1)),
+            )
+        ]
+    return found
+
 
 console = Console()
 
@@ -106,14 +149,19 @@ def measure(name: str, x: Tensor, repetitions: int) -> dict[str, Any]:
         "encode_gb_per_s": 4e-9 * d / encode_s,
         "decode_gb_per_s": 4e-9 * d / decode_s,
     }
-    if name in ONE_LINERS:
-        title, there, again = ONE_LINERS[name]
-        encode_s, code = timed(lambda: there(x), repetitions)
-        decode_s, _ = timed(lambda: again(out, code), repetitions)
-        found["one_liner"] = {
-            "title": title, "encode_gb_per_s": 4e-9 * d / encode_s, "decode_gb_per_s": 4e-9 * d / decode_s,
-        }  # fmt: skip
+    found["beside"] = [_beside(other, x, out, repetitions) for other in others().get(name, [])]
     return found
+
+
+def _beside(other: Other, x: Tensor, out: Tensor, repetitions: int) -> dict[str, Any]:
+    encode_s, code = timed(lambda: other.encode(x), repetitions)
+    decode_s, _ = timed(lambda: other.decode(out, code), repetitions)
+    return {
+        "title": other.title,
+        "error": float((out - x).square().sum() / x.square().sum()),
+        "encode_gb_per_s": 4e-9 * x.numel() / encode_s,
+        "decode_gb_per_s": 4e-9 * x.numel() / decode_s,
+    }
 
 
 def bounds() -> list[dict[str, Any]]:
@@ -153,29 +201,34 @@ def main() -> None:
     for name in given.codec or CODECS:
         with console.status(name):
             cells.append(measure(name, x, given.repetitions))
-    print(table(cells, given.d))
+    value = {
+        "threads": machine.cores(), "machine": machine.describe(), "sitting": time.strftime("%Y-%m-%d %H:%M"),
+        "d": given.d, "cells": cells, "bounds": [] if given.codec else bounds(),
+    }  # fmt: skip
+    print(text(value))
     if not given.codec:
-        close = bounds()
-        print(rows(("what", "bits per entry", "at least", "ratio"), [_bound(row) for row in close]))
-        value = {"threads": machine.cores(), "sitting": time.strftime("%Y-%m-%d %H:%M"), "d": given.d}
-        print(f"stored as {store('codecs', {**value, 'cells': cells, 'bounds': close}).relative_to(ROOT)}")
+        print(f"stored as {store('codecs', value).relative_to(ROOT)}")
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), COMMAND, text(value)), encoding="utf-8")
 
 
-def table(cells: list[dict[str, Any]], d: int) -> str:
-    """All cells as a table in Markdown."""
-    header = ("codec", "bytes per entry", "error", "encode GB/s", "decode GB/s", "one-liner: encode, decode GB/s")
-    return rows(header, [_row(cell, d) for cell in cells])
+def text(value: dict[str, Any]) -> str:
+    """All that was measured as tables in Markdown."""
+    header = ("codec", "bytes per entry", "error", "encode GB/s", "decode GB/s")
+    body = [line for cell in value["cells"] for line in _lines(cell, value["d"])]
+    said = f"N(0, 1), d = {value['d']:,}, {value['threads']} threads, {value['machine']['processor']}.\n\n"
+    said += rows(header, body)
+    if value["bounds"]:
+        said += "\n" + rows(("what", "bits per entry", "at least", "ratio"), [_bound(row) for row in value["bounds"]])
+    return said
 
 
-def _row(cell: dict[str, Any], d: int) -> list[str]:
-    beside = cell.get("one_liner")
-    other = ""
-    if beside is not None:
-        other = f"{beside['title']}: {beside['encode_gb_per_s']:.2f}, {beside['decode_gb_per_s']:.2f}"
-    return [
-        cell["codec"], f"{cell['bytes'] / d:.4f}", f"{cell['error']:.3g}", f"{cell['encode_gb_per_s']:.2f}",
-        f"{cell['decode_gb_per_s']:.2f}", other,
-    ]  # fmt: skip
+def _lines(cell: dict[str, Any], d: int) -> list[list[str]]:
+    own = [[cell["codec"], f"{cell['bytes'] / d:.4f}", *_measured(cell)]]
+    return own + [[f"- {beside['title']}", "", *_measured(beside)] for beside in cell["beside"]]
+
+
+def _measured(found: dict[str, Any]) -> list[str]:
+    return [f"{found['error']:.3g}", f"{found['encode_gb_per_s']:.2f}", f"{found['decode_gb_per_s']:.2f}"]
 
 
 def _bound(row: dict[str, Any]) -> list[str]:

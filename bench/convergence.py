@@ -1,6 +1,6 @@
 """What compression does to convergence: a table and pictures.
 
-    python -m bench.convergence [--convex] [--mnist] [--out runs/convergence]
+    python -m bench.convergence [--convex] [--mnist] [--draw] [--out runs/convergence]
 
 Convex: logistic regression with an L2 term on a9a, split over 20 clients by a Dirichlet law, full gradients; f(x) - f*
 by bytes sent and by rounds. Plain quantised descent stalls where the clients' gradients at the solution are not 0;
@@ -9,12 +9,16 @@ memories around a codec go on to the solution, linearly.
 MNIST: LeNet-5 on the 10,000-image file over 10 clients, all of them in each round, three seeds; FedAvg as it is for T
 rounds, and with the 1 % of largest magnitude for 4 T. Runs that are finished are not run again.
 
+Figures are stored in bench/results/; the table between the marks of docs/compression.md and docs/convergence.svg are
+made of them alone. With --draw nothing is run.
+
 Needs FEDOPT_DATA with libsvm/a9a and mnist10k/.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import statistics
@@ -23,14 +27,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
 import fedopt
+from bench import machine
+from bench.pages import filled
 from bench.processes import ROOT
-from bench.run import store
+from bench.run import RESULTS, store
 from bench.table import rows
 from fedopt import config as configs
 from fedopt import keys
@@ -64,6 +71,13 @@ MNIST: dict[str, tuple[int, dict[str, Any]]] = {
     "topk 1 %, 4 T rounds": (4 * T, {"name": "topk", "share": 0.01}),
 }
 SEEDS = (1, 2, 3)
+
+COMMAND = "python -m bench.convergence"
+PAGE = ROOT / "docs" / "compression.md"
+PICTURE = ROOT / "docs" / "convergence.svg"
+LEAST = 1e-14
+"""What rounding leaves of f - f*: a curve ends there."""
+COLOURS = ("#303030", "#e0a030", "#a06000", "#90c070", "#2f7d32", "#1f5fa8", "#7a3fa0", "#e08080", "#c8501e", "#801020")
 
 console = Console()
 
@@ -179,9 +193,10 @@ def mnist(out: Path) -> dict[str, Any]:
         folder = out / f"{name.replace(' ', '-').replace(',', '').replace('%', 'percent')}-{seed}"
         with console.status(f"{name}, seed {seed}"):
             result = _finished(document, folder)
-        curve = [(line["round"], line["accuracy"]) for line in result if "accuracy" in line]
-        arms.setdefault(name, []).append({"seed": seed, "curve": curve, "bytes_up": sum(r["bytes_up"] for r in result)})
-        console.print(f"{name}, seed {seed}: {curve[-1][1]:.4f}, {arms[name][-1]['bytes_up'] / 1e6:.1f} MB up")
+        sent = list(itertools.accumulate(line["bytes_up"] for line in result))
+        curve = [(r["round"], r["accuracy"], s) for r, s in zip(result, sent, strict=True) if "accuracy" in r]
+        arms.setdefault(name, []).append({"seed": seed, "curve": curve})
+        console.print(f"{name}, seed {seed}: {curve[-1][1]:.4f}, {curve[-1][2] / 1e6:.1f} MB up")
     return {"T": T, "arms": arms}
 
 
@@ -195,21 +210,27 @@ def _finished(document: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     return list(fedopt.run(document, out=folder).history)
 
 
+def text(found: dict[str, Any]) -> str:
+    """What the page says between its marks."""
+    return f"![f - f* and accuracy, by rounds and by bytes]({PICTURE.name})\n\n{tables(found)}"
+
+
 def tables(found: dict[str, Any]) -> str:
     """What was measured, in Markdown."""
     text = ""
     if "convex" in found:
         body = [
             [name, f"{arm['curve'][-1][2]:.2g}", f"{arm['curve'][-1][1] / 1e6:.1f}", _reached(arm["curve"], 1e-6)]
-            for name, arm in found["convex"]["arms"].items()
+            for name, arm in ((name, found["convex"]["arms"][name]) for name in CONVEX)
         ]
         header = ("a9a", f"f - f* after {found['convex']['rounds']} rounds", "MB up", "MB up until f - f* = 1e-6")
         text += rows(header, body) + "\n"
     if "mnist" in found:
         body = []
-        for name, runs in found["mnist"]["arms"].items():
+        for name in MNIST:
+            runs = found["mnist"]["arms"][name]
             last = [run["curve"][-1][1] for run in runs]
-            mean = statistics.mean(run["bytes_up"] for run in runs) / 1e6
+            mean = statistics.mean(run["curve"][-1][2] for run in runs) / 1e6
             body.append([name, f"{statistics.mean(last):.4f}", f"{min(last):.4f} to {max(last):.4f}", f"{mean:.1f}"])
         text += rows(("mnist10k", "accuracy, mean of three seeds", "least to most", "MB up"), body)
     return text
@@ -219,51 +240,65 @@ def _reached(curve: list[tuple[int, int, float]], gap: float) -> str:
     return next((f"{sent / 1e6:.1f}" for _, sent, off in curve if off <= gap), "never")
 
 
-def page(found: dict[str, Any]) -> str:
-    """The pictures, as one self-contained page."""
-    figures = []
-    for axis, title in ((1, "MB sent by all clients"), (0, "rounds")):
-        if "convex" in found:
-            figure = go.Figure(layout={"title": "a9a: f - f*", "width": 900, "height": 520})
-            for name, arm in found["convex"]["arms"].items():
-                xs = [point[axis] / (1e6 if axis else 1) for point in arm["curve"]]
-                figure.add_scatter(x=xs, y=[max(point[2], 1e-16) for point in arm["curve"]], name=name, mode="lines")
-            figure.update_yaxes(type="log", exponentformat="e")
-            figure.update_xaxes(type="log", title=title)
-            figures.append(figure)
-    if "mnist" in found:
-        figure = go.Figure(layout={"title": "mnist10k: accuracy, mean of three seeds", "width": 900, "height": 520})
-        for name, runs in found["mnist"]["arms"].items():
-            points = list(zip(*(run["curve"] for run in runs), strict=True))
-            figure.add_scatter(
-                x=[point[0][0] for point in points], y=[statistics.mean(a for _, a in point) for point in points],
-                name=name, mode="lines",
-            )  # fmt: skip
-        figure.update_xaxes(title="rounds")
-        figures.append(figure)
-    parts = [f.to_html(full_html=False, include_plotlyjs="inline" if i == 0 else False) for i, f in enumerate(figures)]
-    return f"<!doctype html><meta charset='utf-8'><title>Compression and convergence</title>{''.join(parts)}"
+def drawn(found: dict[str, Any]) -> bytes:
+    """All curves, as SVG that is the same whenever it is drawn."""
+    with matplotlib.rc_context({"svg.hashsalt": "fedopt", "svg.fonttype": "path", "font.size": 10}):
+        figure = Figure(figsize=(11.0, 9.0), layout="constrained")
+        (upper, lower) = figure.subplots(2, 2)
+        for axes, axis, title in ((upper[0], 0, "rounds"), (upper[1], 1, "MB sent by all clients")):
+            for colour, name in zip(COLOURS, CONVEX, strict=True):
+                curve = found["convex"]["arms"][name]["curve"]
+                xs, off = [point[axis] / (1e6 if axis else 1) for point in curve], [point[2] for point in curve]
+                axes.plot(xs, [max(f, LEAST) for f in off], label=name, color=colour, linewidth=1.4)
+            axes.set(title="a9a", xscale="log", yscale="log", xlabel=title, ylabel="f - f*")
+        upper[1].set_xlim(left=1e-3)
+        for axes, axis, title in ((lower[0], 0, "rounds"), (lower[1], 2, "MB sent by all clients")):
+            for colour, name in zip(COLOURS, MNIST, strict=False):
+                points = list(zip(*(run["curve"] for run in found["mnist"]["arms"][name]), strict=True))
+                xs = [statistics.mean(p[axis] for p in point) / (1e6 if axis else 1) for point in points]
+                ys = [100 * statistics.mean(p[1] for p in point) for point in points]
+                axes.plot(xs, ys, label=name, color=colour, linewidth=1.4)
+            axes.set(title="MNIST, 10 clients, three seeds", xlabel=title, ylabel="accuracy, %", ylim=(80, 100))
+        lower[1].set_xscale("log")
+        for axes in (*upper, *lower):
+            axes.grid(color="#e4e4e4", linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        upper[0].legend(frameon=False, fontsize=8, loc="lower left")
+        lower[0].legend(frameon=False, fontsize=8, loc="lower right")
+        into = io.BytesIO()
+        figure.savefig(into, format="svg", metadata={"Date": None, "Creator": None})
+    return into.getvalue()
+
+
+def stored() -> dict[str, Any]:
+    """The figures that are there, by part."""
+    folder = RESULTS / machine.identity(machine.describe())
+    paths = {part: folder / f"convergence.{part}.json" for part in ("convex", "mnist")}
+    return {part: json.loads(path.read_text()) for part, path in paths.items() if path.exists()}
 
 
 def main() -> None:
-    """Measure what is asked for (by default both), print tables, write the page, store the figures."""
+    """Measure what is asked for (by default both), store the figures, print and write what is stored."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--convex", action="store_true")
     arguments.add_argument("--mnist", action="store_true")
+    arguments.add_argument("--draw", action="store_true", help="run nothing; write what there is")
     arguments.add_argument("--out", type=Path, default=ROOT / "runs" / "convergence")
     given = arguments.parse_args()
     both = given.convex == given.mnist
     given.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
-    if given.convex or both:
-        found["convex"] = convex()
-    if given.mnist or both:
-        found["mnist"] = mnist(given.out)
+    if not given.draw:
+        if given.convex or both:
+            store("convergence.convex", convex())
+        if given.mnist or both:
+            store("convergence.mnist", mnist(given.out))
+    found = stored()
     print(tables(found))
-    for part, value in found.items():
-        store(f"convergence.{part}", value)
-    (given.out / "convergence.html").write_text(page(found))
-    print(f"pictures: {given.out / 'convergence.html'}")
+    if len(found) == 2:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), COMMAND, text(found)), encoding="utf-8")
+        PICTURE.write_bytes(drawn(found))
+        print(f"written: {PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.pages import filled
 from bench.participation import figures, pace, picture, table
 from bench.participation.studies import STUDIES, TIMED, WAITING
 from bench.processes import ROOT
@@ -29,8 +30,7 @@ PAGE = ROOT / "docs" / "participation.md"
 PICTURE = ROOT / "docs" / "participation.svg"
 RUNS = ROOT / "runs"
 NAMES = (*(study.name for study in STUDIES), TIMED)
-BEGIN = "<!-- begin: python -m bench.participation -->"
-END = "<!-- end -->"
+COMMAND = "python -m bench.participation"
 
 
 def planned(name: str) -> Sweep:
@@ -65,19 +65,10 @@ def block() -> tuple[str, bytes]:
     return "\n".join(parts), picture.drawn(panels)
 
 
-def filled(page: str, text: str) -> str:
-    """The page with another text between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} has no {BEGIN} and {END}; put them where the table shall stand")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
-
-
 def write() -> None:
     """The page and its picture."""
     text, drawing = block()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), COMMAND, text), encoding="utf-8")
     PICTURE.write_bytes(drawing)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.pages import filled
 from bench.participation import __main__ as command
 from bench.participation import figures, pace, picture, table
 from bench.participation.studies import STUDIES, TIMED, WAITING, Study, fixed, label
@@ -216,15 +217,6 @@ def test_time_until_the_level_of_the_one_that_waits(tmp_path: Path) -> None:
     assert "| FedAsync | never |  |  | 20.00 ± 0.00 | 2 |" in text
 
 
-def test_the_marks_of_the_page_stay() -> None:
-    page = f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n"
-    once = command.filled(page, "new\n")
-    assert once == f"before\n{command.BEGIN}\n\nnew\n\n{command.END}\nafter\n"
-    assert command.filled(once, "new\n") == once
-    with pytest.raises(SystemExit, match="has no"):
-        command.filled("no marks", "new")
-
-
 def test_the_configs_are_those_that_the_table_speaks_of() -> None:
     for study in STUDIES:
         plan = command.planned(study.name)
@@ -257,4 +249,4 @@ def test_everybody_is_on_one_clock_and_evaluated_after_as_many_answers() -> None
 def test_the_page_in_docs_is_that_of_the_stored_figures() -> None:
     text, _ = command.block()
     page = command.PAGE.read_text()
-    assert command.filled(page, text) == page, "run `python -m bench.participation --draw`"
+    assert filled(page, command.COMMAND, text) == page, "run `python -m bench.participation --draw`"

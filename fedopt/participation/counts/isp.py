@@ -228,7 +228,8 @@ class isp:
         """Shares of the pool's updates in the candidates of k clients `[candidates, n]`."""
         ids, weights = replies.clients, replies.weights.to(torch.float64)
         everybody = ids if self.search_pool == "pool" else torch.arange(population)
-        drawn = [draw(k, everybody, keys.fold(key, "search", k, s)) for s in range(self.subsets)]
+        words = keys.fold(key, "search", k, torch.arange(self.subsets))
+        drawn = [draw(k, everybody, word) for word in words.unbind()]
         if all(torch.equal(one, drawn[0]) for one in drawn):
             drawn = drawn[:1]
         inside = torch.stack([torch.isin(ids, one) for one in drawn]).to(torch.float64)
