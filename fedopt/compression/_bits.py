@@ -8,6 +8,8 @@ geometric law the length is within a few percent of their entropy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,18 +32,21 @@ def packed(values: Ints, width: int) -> bytes:
         return values.astype(f"<u{width // 8}").tobytes()
     if width == 1:
         return np.packbits(values.astype(np.uint8), bitorder="little").tobytes()
-    if 8 % width == 0:  # several whole values in a byte
-        each = 8 // width
-        padded = np.zeros(-(-values.size // each) * each, dtype=np.uint8)
-        padded[: values.size] = values
-        columns = padded.reshape(-1, each)
-        out = columns[:, 0].copy()
-        for place in range(1, each):
-            out |= columns[:, place] << np.uint8(width * place)
-        return out.tobytes()
-    whole = values.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : -(-width // 8)]
-    bits = np.unpackbits(whole, axis=1, bitorder="little", count=width)
-    return np.packbits(bits, bitorder="little").tobytes()
+    rows, kind = -(-values.size // 8), np.min_scalar_type((1 << width) - 1).type
+    columns = np.zeros((rows, 8), dtype=kind)
+    columns.reshape(-1)[: values.size] = values
+    out = np.zeros((rows, width), dtype=np.uint8)
+    for place, byte, shift in _shares(width):
+        value = columns[:, place]
+        out[:, byte] |= (value >> kind(shift) if shift >= 0 else value << kind(-shift)).astype(np.uint8)
+    return out.tobytes()[: (values.size * width + 7) // 8]
+
+
+def _shares(width: int) -> Iterator[tuple[int, int, int]]:
+    """Eight values fill `width` bytes: (value, byte, by how many bits to the right the value lies in this byte)."""
+    for place in range(8):
+        for byte in range(place * width // 8, ((place + 1) * width - 1) // 8 + 1):
+            yield place, byte, 8 * byte - place * width
 
 
 def unpacked(body: Bytes, count: int, width: int) -> Ints:
@@ -50,16 +55,15 @@ def unpacked(body: Bytes, count: int, width: int) -> Ints:
         return np.zeros(count, dtype=np.int64)
     if width in (8, 16, 32, 64):
         return body.view(f"<u{width // 8}").astype(np.int64)
-    if 8 % width == 0:
-        each, mask = 8 // width, (1 << width) - 1
-        out = np.empty((body.size, each), dtype=np.int64)
-        for place in range(each):
-            out[:, place] = (body >> np.uint8(width * place)) & np.uint8(mask)
-        return out.reshape(-1)[:count]
-    bits = np.unpackbits(body, count=count * width, bitorder="little").reshape(count, width)
-    whole = np.zeros((count, 64), dtype=np.uint8)
-    whole[:, :width] = bits
-    return np.packbits(whole, axis=1, bitorder="little").view("<u8").reshape(-1).astype(np.int64)
+    rows, kind = -(-count // 8), np.min_scalar_type((1 << width) - 1).type
+    grid = np.zeros((rows, width), dtype=np.uint8)
+    grid.reshape(-1)[: body.size] = body
+    columns = np.zeros((8, rows), dtype=kind)
+    for place, byte, shift in _shares(width):
+        part = grid[:, byte].astype(kind)
+        columns[place] |= part << kind(shift) if shift >= 0 else part >> kind(-shift)
+    columns &= kind((1 << width) - 1)
+    return columns.T.astype(np.int64, order="C").reshape(-1)[:count]
 
 
 def nbytes(count: Tensor | int, width: int) -> Tensor | int:
