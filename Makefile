@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation proto
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression proto
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ robustness-ecg: setup  ## the same on heart beats (more than an hour; it goes on
 
 participation: setup  ## head-counts against uploads, and FedBuff against FedAvg (hours; it goes on where it stopped)
 	$(BIN)/python -m bench.participation --jobs 2
+
+compression: setup  ## codecs: bytes, error and speed, and what they do to convergence (half an hour)
+	$(BIN)/python -m bench.codecs
+	$(BIN)/python -m bench.convergence
 
 proto: setup  ## write the code of the wire format again from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto

@@ -11,15 +11,18 @@ figure 17) over the counter times the golden-ratio increment. torch integers wra
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_ALL, _HALF = (1 << 64) - 1, 1 << 63
 
 SMALL = 4096
 """Up to this size, a population is permuted as a whole when some of it are drawn: a fraction of a millisecond."""
@@ -32,12 +35,37 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
+def _mix_int(z: int) -> int:
+    # the same on Python's integers, modulo 2^64
+    z = (z ^ (z >> 30)) * _MIX_1 & _ALL
+    z = (z ^ (z >> 27)) * _MIX_2 & _ALL
+    return z ^ (z >> 31)
+
+
+@functools.lru_cache(maxsize=4096)
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=7).digest(), "big")
+
+
+def _scalar(z: int) -> Tensor:
+    return torch.tensor((z & _ALL) - 2 * (z & _HALF), dtype=torch.int64)
+
+
 def _word(part: int | str | Tensor) -> Tensor:
     if isinstance(part, Tensor):
         return part
+    return torch.tensor(_number(part) if isinstance(part, str) else part, dtype=torch.int64)
+
+
+def _at_hand(part: int | str | Tensor) -> int | None:
+    """The integer that is meant; None for a tensor of several, of a trace, of vmap or of a device."""
     if isinstance(part, str):
-        part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=7).digest(), "big")
-    return torch.tensor(part, dtype=torch.int64)
+        return _number(part)
+    if not isinstance(part, Tensor):
+        return int(part) if -_HALF <= part < _HALF else None
+    if type(part) is not Tensor or part.dim() or part.dtype != torch.int64 or part.device.type != "cpu":
+        return None
+    return None if is_functorch_wrapped_tensor(part) else int(part.item())
 
 
 def root(seed: int) -> Tensor:
@@ -47,9 +75,16 @@ def root(seed: int) -> Tensor:
 
 def fold(key: Tensor, *parts: int | str | Tensor) -> Tensor:
     """A new key from `key` and any number of integers, words or integer tensors; broadcasts over tensors."""
+    known = _at_hand(key) if parts else None  # operations on tensors of one number take ten times as long
     for part in parts:
+        number = None if known is None else _at_hand(part)
+        if known is not None and number is not None:
+            known = _mix_int(_mix_int((known + _GOLDEN) & _ALL) ^ (number * _GOLDEN & _ALL))
+            continue
+        if known is not None:
+            key, known = _scalar(known), None
         key = _mix(_mix(key + _GOLDEN) ^ (_word(part) * _GOLDEN))
-    return key
+    return key if known is None else _scalar(known)
 
 
 def bits(key: Tensor, *shape: int) -> Tensor:

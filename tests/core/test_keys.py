@@ -57,6 +57,25 @@ def test_fold_over_a_tensor_is_fold_over_its_entries() -> None:
     assert keys.fold(key, "client", clients).tolist() == [int(keys.fold(key, "client", c)) for c in clients.tolist()]
 
 
+LONG = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(LONG, st.lists(LONG | st.sampled_from(["client", "batch", ""]), max_size=4))
+def test_folds_of_single_numbers_are_those_of_tensors(key: int, parts: list[int | str]) -> None:
+    one, many = torch.tensor(key), torch.tensor([key, 1])
+    wanted = int(keys.fold(many, *parts)[0])
+    assert keys.fold(one, *parts).shape == () and int(keys.fold(one, *parts)) == wanted
+    assert int(keys.fold(one, *(torch.tensor(p) if isinstance(p, int) else p for p in parts))) == wanted
+    assert int(vmap(lambda k: keys.fold(k, *parts))(many)[0]) == wanted
+    last = keys.fold(one, *parts, torch.tensor([7, key])).tolist()
+    assert last == [int(keys.fold(one, *parts, 7)), int(keys.fold(one, *parts, key))]
+
+
+def test_an_integer_of_more_than_63_bits_is_refused() -> None:
+    with pytest.raises((ValueError, RuntimeError, OverflowError)):
+        keys.fold(keys.root(1), 2**63)
+
+
 def test_everything_is_the_same_under_vmap() -> None:
     many = keys.fold(keys.root(2), torch.arange(7))
     for draw in (lambda k: keys.bits(k, 3, 4), lambda k: keys.uniform(k, 5), lambda k: keys.normal(k, 6)):
