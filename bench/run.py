@@ -3,8 +3,9 @@
     python -m bench.run [--quick] [--task mlp-100 ...] [--arm pfl ...] [--again] [--scale 1.0]
 
 All arms of a task are started, warmed up and then take turns, repetition by repetition, so that a change of the
-machine's speed meets all of them (Flower's simulation, which keeps polling, has its turns alone afterwards). Every
-repetition is stored, one file per cell; a cell that has a file is skipped.
+machine's speed meets all of them (Flower's simulation, which keeps polling, has its turns alone afterwards). `auto` and
+the stacked executors are started anew for each repetition. Every repetition is stored, one file per cell; a cell that
+has a file is skipped.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import argparse
 import contextlib
 import json
 import os
+import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ ANSWER_S = 300.0
 """No warm-up, repetition or accuracy may take longer."""
 CELL_S = 240.0
 """What a cell may take; a slow arm runs fewer rounds, but two at least."""
+ENOUGH = 0.6
+"""Share of the wanted length with which a repetition is long enough."""
 ACCURACY_S = 15.0
 
 console = Console()
@@ -45,6 +49,7 @@ class Cell:
     def __init__(self, task: Task, arm: Arm, sitting: str, scale: float) -> None:
         self.task, self.arm, self.scale = task, arm, scale
         self.process: Process | None = None
+        self.repetitions = REPETITIONS
         self.found: dict[str, Any] = {
             "task": task.name,
             "arm": arm.name,
@@ -59,7 +64,7 @@ class Cell:
 
     def attempt(self, step: str) -> None:
         """One step of the measurement; a failure is stored and ends the cell."""
-        if self.found["failed"] is not None or (step != "start" and self.process is None):
+        if self.found["failed"] is not None:
             return
         try:
             getattr(self, f"_{step}")()
@@ -69,35 +74,61 @@ class Cell:
 
     def end(self) -> None:
         if self.process is not None:
-            self.found["peak_memory_bytes"] = self.process.peak
+            self.found["peak_memory_bytes"] = max(self.found.get("peak_memory_bytes", 0), self.process.peak)
             self.process.end()
             self.process = None
 
-    def _start(self) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether it has turns left."""
+        if self.found["failed"] is not None:
+            return False
+        return self.process is not None or (self.arm.anew and len(self.found["repetitions"]) < self.repetitions)
+
+    def _prepare(self) -> None:
+        """Start, and warm up: the first round, the choice of `auto`, rounds until they take the same time."""
         command = [str(python(self.arm.kind)), "-m", f"bench.arms.{self.arm.kind}", self.task.name]
         self.process = Process([*command, *self.arm.arguments], environment(self.arm.threads), STARTUP_S)
-        self.found["startup_s"] = self.process.startup_s
-
-    def _warm(self) -> None:
-        """The first round, then rounds until they take the same time, and the choice of `auto`."""
-        self.found["first_round_s"] = self._ask(do="rounds", count=1)["seconds"]
+        self._told("startup_s", self.process.startup_s)
+        self._told("first_round_s", self._ask(do="rounds", count=1)["seconds"])
         if self.arm.name == "fedopt-auto":
-            self.found["settling_s"] = self._ask(do="settle")["seconds"]
+            self._told("settling_s", self._ask(do="settle")["seconds"])
         second = self._ask(do="rounds", count=1)["seconds"]
         budget = 0.5 * self.task.rep_seconds * self.scale
         more = min(20, int(budget / max(second, 1e-4)))
         each = self._ask(do="rounds", count=more)["seconds"] / more if more else second
         self.found["warmup_rounds"] = 2 + more
-        least = self.task.auto_rounds if self.arm.name == "fedopt-auto" else 1
+        self.least = self.task.auto_rounds if self.arm.name == "fedopt-auto" else 1
         self.count, self.repetitions = share(
-            each, self.task.rep_seconds * self.scale, least=least, repetitions=REPETITIONS, cell_s=CELL_S
+            each, self.task.rep_seconds * self.scale, least=self.least, repetitions=REPETITIONS, cell_s=CELL_S
         )
 
     def _repeat(self) -> None:
-        if len(self.found["repetitions"]) < self.repetitions:
+        """One repetition, in a new process where the arm wants one; the last one is followed by the other questions."""
+        if self.process is None:
+            self._prepare()
+        done, seconds = 0, 0.0
+        while done < self.least or seconds < ENOUGH * self.task.rep_seconds * self.scale:
+            if done:  # the warm-up took these rounds to be slower than they are
+                lacking = self.task.rep_seconds * self.scale - seconds
+                self.count = max(1, self.least - done, round(lacking * done / seconds))
             answer = self._ask(do="rounds", count=self.count)
-            load = os.getloadavg()[0]
-            self.found["repetitions"].append({**answer, "load": round(load, 2), "at": round(time.time(), 1)})
+            done, seconds = done + answer["rounds"], seconds + answer["seconds"]
+            if seconds * self.repetitions > CELL_S:
+                break
+        repetition = {"rounds": done, "seconds": seconds, "load": round(os.getloadavg()[0], 2)}
+        self.found["repetitions"].append({**repetition, "at": round(time.time(), 1)})
+        if len(self.found["repetitions"]) >= self.repetitions:
+            self._finish()
+            self.end()
+        elif self.arm.anew:
+            self.end()
+
+    def _told(self, name: str, value: float) -> None:
+        """The median over the processes so far."""
+        every = self.found.setdefault("each", {}).setdefault(name, [])
+        every.append(value)
+        self.found[name] = statistics.median(every)
 
     def _finish(self) -> None:
         self.found |= self._ask(do="facts")
@@ -137,34 +168,43 @@ def python(kind: str) -> Path:
     return path
 
 
-def measure(task: Task, chosen: Iterable[Arm], sitting: str, scale: float) -> Iterator[dict[str, Any]]:
-    """All cells of one task, taking turns."""
-    try:
-        tasks.make(task.name)
-    except Exception as error:  # no file of the data, say; the other tasks do not need it
-        _say(f"  [red]left out: {error}[/red]")
-        return
-    group = [Cell(task, arm, sitting, scale) for arm in chosen]
-    loaded = tasks.load(task.name)
-    for cell in group:
-        cell.found |= {"cohort": loaded.cohort, "clients": loaded.clients, "parameters": loaded.parameters}
-        cell.found["real_data"] = loaded.real
-    del loaded
+def measure(pairs: Sequence[tuple[Task, Arm]], sitting: str, scale: float) -> Iterator[dict[str, Any]]:
+    """All cells of the tasks that take turns with each other."""
+    group = []
+    for task in dict.fromkeys(task for task, _ in pairs):
+        try:
+            tasks.make(task.name)
+        except Exception as error:  # no file of the data, say; the other tasks do not need it
+            _say(f"  [red]{task.title} is left out: {error}[/red]")
+            continue
+        loaded = tasks.load(task.name)
+        sizes = {"cohort": loaded.cohort, "clients": loaded.clients, "parameters": loaded.parameters}
+        for arm in (arm for other, arm in pairs if other == task):
+            cell = Cell(task, arm, sitting, scale)
+            cell.found |= {**sizes, "real_data": loaded.real}
+            group.append(cell)
+        del loaded
     together = [cell for cell in group if not cell.arm.alone]
     for part in (together, *([cell] for cell in group if cell.arm.alone)):
         try:
-            for step in ("start", "warm", *["repeat"] * REPETITIONS, "finish"):
-                with console.status("") as status:
-                    for cell in part:
-                        status.update(f"{task.name}: {cell.arm.title}, {step}")
-                        cell.attempt(step)
-                        if step == "warm" and cell.found["failed"] is None:
-                            _say(f"  {cell.arm.title}: {cell.count} rounds, {cell.repetitions} times")
+            for cell in part:
+                if not cell.arm.anew:
+                    _attempt(cell, "prepare")
+            for turn in range(REPETITIONS):
+                # forwards and backwards: whoever comes late in one turn comes early in the next
+                for cell in part if turn % 2 == 0 else reversed(part):
+                    if cell.waits:
+                        _attempt(cell, "repeat", f", {turn + 1} of {REPETITIONS}")
         finally:
             for cell in part:
                 cell.end()
         for cell in part:
             yield cell.found
+
+
+def _attempt(cell: Cell, step: str, more: str = "") -> None:
+    with console.status(f"{cell.task.title}: {cell.arm.title}, {step}{more}"):
+        cell.attempt(step)
 
 
 def main() -> None:
@@ -186,10 +226,11 @@ def main() -> None:
         _say("the machine's ceilings: matrix products and copies")
         _store(folder / "machine.json", {**description, "sitting": sitting, "limits": machine.limits()})
     started = time.monotonic()
-    for name in dict.fromkeys(task.name for task, _ in open_cells):
-        task, chosen = tasks.TASKS[name], [arm for t, arm in open_cells if t.name == name]
-        _say(f"[bold]{task.title}[/bold] ({len(chosen)} arms, {(time.monotonic() - started) / 60:.0f} min so far)")
-        for cell in measure(task, chosen, sitting, scale):
+    for turns in dict.fromkeys(task.turns for task, _ in open_cells):
+        pairs = [(task, arm) for task, arm in open_cells if task.turns == turns]
+        titles = ", ".join(dict.fromkeys(task.title for task, _ in pairs))
+        _say(f"[bold]{titles}[/bold] ({len(pairs)} cells, {(time.monotonic() - started) / 60:.0f} min so far)")
+        for cell in measure(pairs, sitting, scale):
             _store(folder / f"{cell['task']}.{cell['arm']}.json", cell)
             _report(cell)
     if not given.no_page:

@@ -34,7 +34,9 @@ same batch size, step size and number of local steps, and draws its cohort unifo
 the peers have their own virtual environments. The arms of a task are started, warmed up, and then take turns,
 repetition by repetition, so that a change of the machine's speed meets all of them; Flower's simulation, which keeps
 polling while it waits, has its turns afterwards, alone. A figure is the median over the repetitions, with the least and
-the most in brackets. Slow arms run fewer rounds, two at least; the column *rounds* says how many.
+the most in brackets. Slow arms run fewer rounds, two at least; the column *rounds* says how many. Two processes with
+the same executor can differ by several percent for as long as they live, so an arm may be started anew for each
+repetition; then *processes* in that column says so.
 
 - **updates/s**: client updates per second, a client's whole local work counted as one update.
 - **memory**: the most that all processes of the arm held together while starting and working (private memory added up,
@@ -148,7 +150,6 @@ def _row(cell: Cell) -> list[str]:
         layout = str(raw["plan"]["choice"])
     accuracy = "" if raw.get("accuracy") is None else f"{raw['accuracy']:.3f} ({raw['accuracy_rounds']})"
     moved = raw.get("serialised_bytes")
-    repetitions = raw["repetitions"]
     return [
         cell.title,
         layout,
@@ -159,8 +160,16 @@ def _row(cell: Cell) -> list[str]:
         f"{raw['startup_s']:.1f}",
         f"{raw['first_round_s']:.2f}",
         accuracy,
-        f"{len(repetitions)} times {repetitions[0]['rounds']}",
+        _rounds(cell),
     ]
+
+
+def _rounds(cell: Cell) -> str:
+    """Repetitions and their rounds, and whether each had a process of its own."""
+    repetitions, starts = cell.raw["repetitions"], len(cell.raw.get("each", {}).get("startup_s", ()))
+    counts = sorted({one["rounds"] for one in repetitions})
+    text = f"{len(repetitions)} times {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    return text + (f", {starts} processes" if starts > 1 else "")
 
 
 def _profiles(results: Results) -> str:

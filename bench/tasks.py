@@ -54,6 +54,12 @@ class Task:
     quick: bool = False
     """Part of `make bench-quick`."""
     peers: tuple[str, ...] = ("pfl", "plain", "flower")
+    group: str = ""
+    """Tasks of one group take turns with each other, since they are compared; empty: turns among its own arms."""
+
+    @property
+    def turns(self) -> str:
+        return self.group or self.name
 
 
 TASKS: dict[str, Task] = {
@@ -74,9 +80,9 @@ TASKS: dict[str, Task] = {
         Task("lstm", "Character LSTM on plays, cohort 10 of all roles", "char_lstm", "plays", None, 10, None, steps=6,
              lr=1.0, accuracy_rounds=8, rep_seconds=4.0),
         Task("dormant-1e4", "Digits MLP, 1,000 of 10,000 clients", "mlp", "digits", 10_000, 1000, 20,
-             peers=("pfl", "plain")),
+             peers=("pfl", "plain"), group="dormant"),
         Task("dormant-1e6", "Digits MLP, 1,000 of 1,000,000 clients", "mlp", "digits", 1_000_000, 1000, 20,
-             peers=("pfl", "plain")),
+             peers=("pfl", "plain"), group="dormant"),
     )
 }  # fmt: skip
 

@@ -34,6 +34,15 @@ class Arm(NamedTuple):
         """Flower's simulation polls while it waits, so it does not wait beside the others."""
         return self.kind == "flower"
 
+    @property
+    def anew(self) -> bool:
+        """Whether each repetition has a process of its own.
+
+        Two processes with the same executor differ by several percent for as long as they live, which is as much as
+        `auto` may lose; so that comparison needs several of them.
+        """
+        return self.name == "fedopt-auto" or (self.fixed and "stacked" in self.name)
+
 
 def arms(cores: int) -> tuple[Arm, ...]:
     """All arms for a machine of so many cores."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import checks, table
+from bench import checks, run, table
 from bench.arms.catalogue import arms, cells
 from bench.checks import Check
 from bench.processes import together
@@ -257,3 +257,66 @@ def test_the_page_in_docs_is_that_of_the_stored_results() -> None:
     folders = sorted(path for path in table.RESULTS.glob("*") if path.is_dir())
     found = [results for results in map(read, folders) if results.cells or results.others]
     assert table.PAGE.read_text() == table.page(found), "run `python -m bench.table`"
+
+
+class Scripted:
+    """In place of a process: rounds that take what is written here, and what it was asked."""
+
+    started: ClassVar[list[Scripted]] = []
+    seconds = 0.01
+    warm = 0.01
+
+    def __init__(self, command: list[str], environment: dict[str, str], startup_s: float) -> None:
+        self.command, self.startup_s, self.peak, self.rounds, self.ended = command, float(len(self.started)), 5, 0, 0
+        self.started.append(self)
+
+    def ask(self, limit_s: float, **question: Any) -> dict[str, Any]:
+        if question["do"] != "rounds":
+            return {"accuracy": 0.5, "rounds": 2, "seconds": 1.0}
+        each = self.warm if self.rounds < 5 else self.seconds
+        self.rounds += question["count"]
+        return {"seconds": each * question["count"], "rounds": question["count"]}
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    Scripted.started = []
+    monkeypatch.setattr(run, "Process", Scripted)
+    monkeypatch.setattr(run, "python", lambda kind: Path("python"))
+    return Scripted
+
+
+def measured(scripted: type[Scripted], task: str, *names: str) -> dict[str, dict[str, Any]]:
+    chosen = [(TASKS[task], arm) for arm in arms(2) if arm.name in names]
+    return {cell["arm"]: cell for cell in run.measure(chosen, "2026-01-01 00:00", 1.0)}
+
+
+def test_executors_that_are_compared_with_auto_have_a_process_for_each_repetition(scripted: type[Scripted]) -> None:
+    found = measured(scripted, "mlp-10", "fedopt-auto", "fedopt-stacked", "fedopt-serial", "pfl")
+    starts = [one.command[2].rpartition(".")[2] + "".join(one.command[-1:]) for one in scripted.started]
+    assert starts == ["fedoptserial", "pflmlp-10", *["fedoptstacked", "fedoptauto", "fedoptauto", "fedoptstacked"],
+                      "fedoptstacked", "fedoptauto"]  # fmt: skip
+    for name, processes in {"fedopt-auto": 3, "fedopt-stacked": 3, "fedopt-serial": 1, "pfl": 1}.items():
+        assert len(found[name]["each"]["startup_s"]) == processes
+        assert len(found[name]["repetitions"]) == 3 and found[name]["failed"] is None
+    assert found["fedopt-auto"]["startup_s"] == 4.0, "the median of its processes"
+    assert all(one.ended == 1 for one in scripted.started), "nothing stays behind"
+
+
+def test_a_repetition_that_was_taken_for_slow_is_filled(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripted, "warm", 0.5)
+    found = measured(scripted, "mlp-10", "pfl", "fedopt-auto")
+    for cell in found.values():
+        for one in cell["repetitions"]:
+            assert one["seconds"] == pytest.approx(0.01 * one["rounds"])
+            assert one["seconds"] >= run.ENOUGH * TASKS["mlp-10"].rep_seconds
+
+
+def test_tasks_that_are_compared_take_turns_with_each_other() -> None:
+    assert TASKS["dormant-1e4"].turns == TASKS["dormant-1e6"].turns
+    assert TASKS["mlp-10"].turns == "mlp-10"
