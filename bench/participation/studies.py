@@ -12,6 +12,7 @@ ISP = {
     "isp_uniform": "uniform + ISP",
     "isp_pow_d": "POW-D + ISP",
     "isp_fedcor": "FedCor + ISP",
+    "isp_guarded": "uniform + ISP, guarded form",
     "isp_paper": "uniform + ISP, as published",
 }
 CODECS = {"none": "", "topk_5": "Top-K 5 %, EF14"}

@@ -27,7 +27,7 @@ SEARCHES = range(WARMUP, ROUNDS, PERIOD)
 
 ISP: dict[str, Any] = {
     "name": "isp", "start": 20, "warmup": WARMUP, "warmup_epochs": 3, "period": PERIOD, "subsets": 10, "smoothing": 0.5,
-    "pool": CLIENTS,
+    "pool": CLIENTS, "form": "guarded",
 }  # fmt: skip
 COUNTS: dict[str, Any] = {
     "20": 20,

@@ -14,7 +14,8 @@ from torch import Tensor
 from fedopt import keys
 from fedopt.participation import counts
 from fedopt.participation.counts import Count
-from fedopt.participation.counts.isp import Searching
+from fedopt.participation.counts import isp as definition
+from fedopt.participation.counts.isp import Rule, Searching
 from fedopt.registry import ConfigError
 from fedopt.types import Exchange, Replies
 
@@ -23,6 +24,10 @@ Loss = Callable[[Tensor], Tensor]
 
 def isp(**options: Any) -> Count:
     return counts.of({"name": "isp", "warmup": 0, "warmup_epochs": None, **options}, None)
+
+
+def rule(**options: Any) -> Rule:
+    return definition.isp(**options).rule
 
 
 def answers(rows: Tensor, clients: Tensor | None = None, weights: Tensor | None = None) -> Replies:
@@ -67,7 +72,7 @@ def quadratic(clients: int, spread: float) -> tuple[Tensor, Loss]:
 @pytest.mark.parametrize(("clients", "wanted"), [(100, 24), (900, 30), (3000, 30)])
 def test_the_closed_form_and_its_limit(clients: int, wanted: int) -> None:
     rows, loss = quadratic(clients, 30.0)
-    many = isp(start=40, least=15, reference="last", subsets=2)
+    many = isp(start=40, least=15, reference="last", subsets=2, form="guarded")
     state, info = searched(many, rows, loss)
     assert info["found"] == state.number == wanted == math.floor(clients / (1 + (clients - 1) / 30)) + 1
     change = {t["clients"]: t["loss"] - 0.5 for t in info["tried"]}
@@ -111,7 +116,13 @@ def falling(values: list[float]) -> Callable[[int], Loss]:
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
-    [({"form": "paper"}, 3.0), ({"reference": "last"}, 2.0), ({}, 2.0), ({"form": "paper", "span": 1.0}, 2.0)],
+    [
+        ({"form": "paper"}, 3.0),
+        ({"reference": "last"}, 2.0),
+        ({"form": "guarded"}, 2.0),
+        ({}, 2.0),
+        ({"form": "paper", "span": 1.0}, 2.0),
+    ],
 )
 def test_reference_values(options: dict[str, Any], wanted: float) -> None:
     many = isp(start=2, warmup=1, period=20, **({"span": 3.0} | options))
@@ -125,7 +136,7 @@ def test_reference_values(options: dict[str, Any], wanted: float) -> None:
 
 @pytest.mark.parametrize(("rounding", "wanted"), [("floor", 6), ("half_up", 7)])
 def test_smoothing(rounding: str, wanted: int) -> None:
-    many = isp(start=8, least=5, rounding=rounding, reference="last", smoothing=0.5)
+    many = isp(start=8, least=5, rounding=rounding, reference="last", form="guarded")
     better: Loss = lambda deltas: 1.0 - 0.1 * (deltas.norm(dim=1) > 0).to(torch.float64)  # noqa: E731
     rows = torch.ones(10, 2, dtype=torch.float64)
     state, info = searched(many, rows, better)
@@ -138,11 +149,66 @@ def test_smoothing(rounding: str, wanted: int) -> None:
 def test_without_a_head_count_that_helps_the_last_one_stays() -> None:
     worse: Loss = lambda deltas: deltas.norm(dim=1)  # noqa: E731
     rows = torch.ones(10, 2, dtype=torch.float64)
-    for options, wanted in (({}, 8), ({"fallback": 3}, 3)):
-        state, info = searched(isp(start=8, **options), rows, worse)
+    for options, wanted in (({}, 8), ({"fallback": 12, "most": 9}, 9), ({"fallback": 3}, 3)):
+        state, info = searched(isp(start=8, form="guarded", **options), rows, worse)
         assert info["found"] is None and state.number == wanted and info["clients"] == wanted
-    state, _ = isp(start=8).observe(state, answers(rows), draw=uniformly, key=keys.root(0), loss=worse)
+    many = isp(start=8, form="guarded")
+    state, _ = many.observe(state, answers(rows), draw=uniformly, key=keys.root(0), loss=worse)
     assert state.number == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "start", "wanted"),
+    [
+        ("paper", 20, ("ema", 1, None, 20, None, 0.5, "taken", "stay")),
+        ("guarded", 20, ("min", 5, None, 20, None, 0.5, "taken", "stay")),
+        ("guarded", 21, ("min", 6, None, 21, None, 0.5, "taken", "stay")),
+        ("steady", 20, ("best", 10, 25, 10, 10, 0.25, "smoothed", "largest")),
+        ("steady", 7, ("best", 4, 9, 4, 4, 0.25, "smoothed", "largest")),
+    ],
+)
+def test_what_forms_stand_for(form: str, start: int, wanted: tuple[Any, ...]) -> None:
+    assert rule(start=start, form=form) == wanted
+
+
+def test_what_is_given_goes_before_the_form() -> None:
+    given = rule(start=20, begin=12, smoothing=1.0, most=15, unmet="stay")
+    assert given == ("best", 10, 15, 12, 12, 1.0, "smoothed", "stay")
+    assert rule(start=20, least=3).begin == 3, "it begins at the least, whatever that is"
+    assert rule(start=20, least=3, warmup_clients=6).warmup_clients == 6
+
+
+def test_a_steady_head_count_follows_slowly_and_stays_within_its_bounds() -> None:
+    """From 4, with the last k that was tried where none will do: ⌊0.75 · 4 + 0.25 · 8⌋, then ⌊0.75 · 5 + 0.25 · 10⌋."""
+    many, wanted = isp(start=8, period=2), [5, 6, 7, 7, 7]
+    worse: Loss = lambda deltas: deltas.norm(dim=1)  # noqa: E731
+    state, told = many.init(_Clients(30)), []
+    for t in range(10):
+        ask = many.ask(state, 30)
+        rows = torch.ones(ask.number, 2, dtype=torch.float64)
+        state, info = many.observe(state, answers(rows), draw=uniformly, key=keys.root(t), loss=worse)
+        if ask.rows:
+            assert info["search"]["found"] is None
+            assert info["search"]["tried"][-1]["clients"] == min(ask.number, 10)
+            told.append(state.number)
+    assert told == wanted
+    better: Loss = lambda deltas: 1.0 - 0.1 * (deltas.norm(dim=1) > 0).to(torch.float64)  # noqa: E731
+    for number, after in ((10, 8), (5, 4), (4, 4)):
+        state = many.init(_Clients(30))._replace(number=number)
+        state, _ = many.observe(state, answers(rows), draw=uniformly, key=keys.root(0), loss=better)
+        assert state.number == after
+
+
+def test_the_best_is_that_of_the_rounds_since_the_last_search() -> None:
+    """F(x_t) = 5, 3, 6 | 7, 4, 9 with a search in every third round; the average is above all that."""
+    many = isp(start=2, warmup=2, period=3, span=1e9, least=1)
+    state, rows, seen = many.init(_Clients(4)), torch.zeros(4, 2, dtype=torch.float64), []
+    losses = falling([5.0, 3.0, 6.0, 7.0, 4.0, 9.0])
+    for t in range(6):
+        offers = {"draw": uniformly, "key": keys.root(t), "loss": losses(t)}
+        state, info = many.observe(state, answers(rows), **offers)
+        seen.append(info["search"].get("reference"))
+    assert seen == [None, None, 3.0, None, None, 4.0]
 
 
 @pytest.mark.parametrize(("clients", "wanted"), [(48, 761), (47, 748)])
@@ -164,7 +230,8 @@ def test_uploads_are_the_sum_of_head_counts(clients: int, wanted: int) -> None:
 
 
 def test_pools_and_epochs() -> None:
-    many = counts.of({"name": "isp", "start": 7, "warmup": 2, "period": 3, "pool_factor": 1.5}, None)
+    options = {"name": "isp", "start": 7, "warmup": 2, "period": 3, "pool_factor": 1.5}
+    many = counts.of({**options, "form": "guarded"}, None)
     state, seen = many.init(_Clients(30)), []
     worse: Loss = lambda deltas: deltas.norm(dim=1)  # noqa: E731
     for t in range(7):
@@ -175,8 +242,12 @@ def test_pools_and_epochs() -> None:
     pool, alone = (11, None, True), (7, None, False)
     assert seen == [(11, 3, False)] * 2 + [pool, alone, alone, pool, alone]
     assert many.ask(state._replace(round=2), 9).number == 9
-    fixed = counts.of({"name": "isp", "start": 7, "pool": 12}, None)
+    fixed = counts.of({"name": "isp", "start": 7, "pool": 12, "form": "guarded"}, None)
     assert fixed.ask(fixed.init(_Clients(30)), 30).number == 12
+    steady = counts.of(options, None)
+    state = steady.init(_Clients(30))
+    asked = [steady.ask(state._replace(round=t), 30) for t in range(4)]
+    assert [tuple(ask) for ask in asked] == [(4, 3, False)] * 2 + [(6, None, True), (4, None, False)]
 
 
 def test_a_selector_that_always_gives_the_same_clients_is_evaluated_once() -> None:
@@ -259,6 +330,8 @@ def test_a_search_changes_nothing_but_the_head_count() -> None:
     [
         ({"period": 1}, r"participation\.count\.period: should be greater than or equal to 2"),
         ({"start": 3, "least": 5}, "least = 5 is above start = 3; lower least or raise start"),
+        ({"start": 9, "most": 4}, "begin = 5 is not between least = 5 and most = 4; change one of them"),
+        ({"start": 9, "begin": 2}, "begin = 2 is not between least = 5 and most = 12; change one of them"),
         ({"pool_factor": 0.5}, r"participation\.count\.pool_factor: should be greater than or equal to 1"),
     ],
 )
