@@ -7,12 +7,13 @@ Down: the model is sent as the compressed change from what was sent before, w <-
 (Gruntkowska, Tyurin, Richtarik 2022, "EF21-P and Friends", algorithm 1). Who missed an exchange is sent all of w.
 
 The codes themselves are made and read in the simulator too, their bytes are only counted, by `Codec.size`, which is
-exact.
+exact. A client that is somewhere else tells its codes (`spoken`), and the server reads them by `Programs.coded`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,12 @@ from fedopt.types import (
     Coded,
     Exchange,
     FedoptError,
+    Hearing,
     Info,
     Named,
     Programs,
     Replies,
+    Said,
     State,
     Strategy,
     Uplink,
@@ -66,6 +69,7 @@ class Compressed:
 
     codec, feedback: of the `vectors` that clients send.
     down: of the model that they are sent; None: as it stands.
+    spoken: clients tell the codes, for whoever sends them.
     """
 
     inner: Strategy
@@ -73,19 +77,20 @@ class Compressed:
     feedback: Feedback
     vectors: tuple[str, ...] = ("delta",)
     down: Codec | None = None
+    spoken: bool = False
 
     def programs(self, problem: Problem) -> Programs:
         inner = self.inner.programs(problem)
         kept = {
-            f"{PREFIX}{vector}.{name}": value.to(problem.dtype) if value.is_floating_point() else value
-            for vector in self.vectors
-            for name, value in {
-                **self.feedback.start(problem.d),
-                **{f"codec.{name}": value for name, value in self.codec.start(problem.d).items()},
-            }.items()
+            **self.feedback.start(problem.d),
+            **{f"codec.{name}": value for name, value in self.codec.start(problem.d).items()},
+        }
+        memory = {
+            f"{PREFIX}{vector}.{name}": value for vector in self.vectors for name, value in _cast(kept, problem).items()
         }
         work = {name: self._sending(program, problem.d) for name, program in inner.work.items()}
-        return Programs(work, {**inner.memory, **kept})
+        hearing = Hearing(self.codec, _cast(self.feedback.held(problem.d), problem), partial(self._read, problem))
+        return Programs(work, {**inner.memory, **memory}, dict.fromkeys(self.vectors, hearing))
 
     def init(self, problem: Problem, key: Tensor) -> State:
         inner = self.inner.init(problem, key)
@@ -179,12 +184,27 @@ class Compressed:
             nbytes = torch.where(sent.whole, numel * x.element_size(), nbytes)
         after = {f"codec.{key}": value for key, value in self.codec.after(said[-1], numel).items()}
         # what is not finite stays so, that it is rejected by name and never reaches a memory that is kept
-        row = torch.where(torch.isfinite(x).all(), sent.row.to(x.dtype), x)
-        return uplink._replace(
-            vectors={**uplink.vectors, name: row},
+        finite = torch.isfinite(x).all()
+        uplink = uplink._replace(
+            vectors={**uplink.vectors, name: torch.where(finite, sent.row.to(x.dtype), x)},
             metrics={**uplink.metrics, NBYTES + name: nbytes},
             memory={**uplink.memory, **{mine + key: value for key, value in {**sent.kept, **after}.items()}},
         )
+        if not self.spoken:
+            return uplink
+        whole = ~finite if sent.whole is None else ~finite | sent.whole
+        return uplink._replace(said={**uplink.said, name: Said(said[-1], whole, x)})
+
+    def _read(self, problem: Problem, said: Tensor, whole: bool, held: Named, down: Named) -> tuple[Tensor, Named]:
+        """The row that a client's message stands for, and what is kept of that client now."""
+        shared, error = down.get(f"{PREFIX}shared"), self.codec.error(problem.d)
+        read = self.feedback.read(said.to(problem.dtype), held, whole, shared=shared, error=error)
+        return read.row.to(problem.dtype), _cast(read.held, problem)
+
+
+def _cast(kept: Named, problem: Problem) -> Named:
+    """Floats in the run's dtype."""
+    return {name: value.to(problem.dtype) if value.is_floating_point() else value for name, value in kept.items()}
 
 
 def bare(strategy: Strategy) -> Strategy:

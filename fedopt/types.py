@@ -50,6 +50,15 @@ class Client(NamedTuple):
     """How many samples the client holds in the split that the exchange walks over (0 without data), int64."""
 
 
+class Said(NamedTuple):
+    """How a vector went through its codec, for whoever sends it."""
+
+    code: Named
+    whole: Tensor
+    """A bool: the vector itself is sent, as it stands, in place of its code."""
+    vector: Tensor
+
+
 class Uplink(NamedTuple):
     """A client's answer."""
 
@@ -61,6 +70,8 @@ class Uplink(NamedTuple):
     """The memory keys that changed. Committed by the engine only when the answer was accepted."""
     weight: Tensor
     """The client's weight in a weighted mean, usually its number of samples; a scalar."""
+    said: Mapping[str, Said] = {}
+    """Of `vectors`, what goes through a codec; told where clients send it, and not where it is simulated."""
 
 
 class ClientProgram(NamedTuple):
@@ -71,11 +82,25 @@ class ClientProgram(NamedTuple):
     finish: Callable[[Client, Carry], Uplink]
 
 
+class Hearing(NamedTuple):
+    """How the server reads a vector that comes as a code, where it shares no memory with the client."""
+
+    codec: Codec
+    held: Named
+    """What the server has kept of a client before its first answer."""
+    read: Callable[[Tensor, bool, Named, Named], tuple[Tensor, Named]]
+    """`(said [d], whole, held, down) -> (row [d], held)`; `whole` tells that the vector itself was sent."""
+
+
 class Programs(NamedTuple):
     """All client programs of a strategy, with the first values of the memory that they share."""
 
     work: Mapping[str, ClientProgram]
     memory: Named
+    coded: Mapping[str, Hearing] = {}
+    """Vectors that are sent as codes."""
+    home: Named | None = None
+    """First values of the memory where clients keep it themselves; `memory` is then what the server keeps of them."""
 
 
 class Batches(NamedTuple):
@@ -260,6 +285,8 @@ class Codec(NamedTuple):
     """`(code, d) -> [d]` float32; of another dtype for a codec that says so."""
     size: Callable[[Named, int], Tensor]
     """`(code, d) ->` the exact length of its bytes, int64."""
+    write: Callable[[Named, int], bytes]
+    """`(code, d) ->` its bytes."""
     encode: Callable[..., bytes]
     """`(x [d], key, **offers) -> bytes`. Raises FedoptError for anything but a vector of finite floats."""
     decode: Callable[..., Tensor]

@@ -90,6 +90,9 @@ def lift(
         sizes = [field.size(code[part]) for part, (field, _) in codec.layout(numel).items()]
         return torch.stack(sizes).sum(dim=0)
 
+    def write(code: Named, numel: int) -> bytes:
+        return b"".join(field.write(code[part]) for part, (field, _) in codec.layout(numel).items())
+
     def encode(x: Tensor, key: Tensor, **offers: Any) -> bytes:
         if x.dim() != 1 or not x.is_floating_point():
             raise FedoptError(f"a vector of floats [d] is needed, {list(x.shape)} of {x.dtype} was given")
@@ -98,7 +101,7 @@ def lift(
         if not x.numel():
             return b""
         code = getattr(codec, "alone", codec.compress)(x.detach(), key, **offered(offers))
-        return b"".join(field.write(code[part]) for part, (field, _) in codec.layout(x.numel()).items())
+        return write(code, x.numel())
 
     def decode(payload: bytes, numel: int, out: Tensor | None = None) -> Tensor:
         reader = Reader(payload)
@@ -122,7 +125,7 @@ def lift(
         return {}
 
     start, after = getattr(codec, "start", nothing), getattr(codec, "after", nothing)
-    return Codec(name, kind, asks, compress, codec.restore, size, encode, decode, error, start, after)
+    return Codec(name, kind, asks, compress, codec.restore, size, write, encode, decode, error, start, after)
 
 
 def stated(codec: Any, fact: str, otherwise: Any = None) -> Any:

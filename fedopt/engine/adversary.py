@@ -11,12 +11,15 @@ from torch import Tensor
 from fedopt import keys
 from fedopt.data import Federation, Shards, relabel, resample
 from fedopt.engine.collect import join, screen, to_mean
-from fedopt.types import Attack, Exchange, FedoptError, Named, Replies, Uplink
+from fedopt.types import Attack, Batches, Exchange, FedoptError, Named, Replies, Uplink
 
 ALTERED = "train altered by attack "
 """Splits with this name hold what attackers train on in those rounds alone in which they attack."""
 
 Execute = Callable[[Exchange], Replies]
+
+Divided = tuple[Tensor, Execute, Exchange]
+"""Some clients, and how the exchange is run for them."""
 
 
 class Schedule(NamedTuple):
@@ -106,27 +109,36 @@ class Adversary(NamedTuple):
         has the length of the model (delta, control variates); the rest is sent as computed. Attackers whose own work
         nobody would look at take no step, where there is a way to run that.
         """
-        active = [g.schedule.active(g.clients, moment.round, keys.fold(moment.run, n)) for n, g in self._numbered()]
-        writing = [(n, g._replace(clients=active[n])) for n, g in self._numbered() if not g.on_data]
-        writing = [(n, g) for n, g in writing if bool(torch.isin(exchange.clients, g.clients).any())]
+        writing, altered = self.active(exchange, moment)
         rows = exchange._replace(reduce="rows")
-        parts: list[tuple[Tensor, Execute, Exchange]] = []
-        if exchange.batches is not None and exchange.batches.split == "train":
-            idle = self._idle(exchange.clients, [g for _, g in writing])
-            if moment.still is not None and idle.numel():
+        parts: list[Divided] = [(clients, execute, rows._replace(batches=batches)) for clients, batches in altered]
+        if exchange.batches is not None and exchange.batches.split == "train" and moment.still is not None:
+            idle = self._idle(exchange.clients, [group for _, group in writing])
+            if idle.numel():
                 without = rows._replace(batches=exchange.batches._replace(epochs=1, steps=0))
-                parts.append((idle, moment.still, without))
-            for n, group in self._numbered():
-                if group.on_data and not group.schedule.constant:
-                    split = exchange.batches._replace(split=f"{ALTERED}{n}")
-                    parts.append((active[n], execute, rows._replace(batches=split)))
-        parts = [part for part in parts if bool(torch.isin(exchange.clients, part[0]).any())]
+                parts.insert(0, (idle, moment.still, without))
         if not writing and not parts:
             return execute(exchange)
-        replies = _divided(execute, rows, parts) if parts else execute(rows)
+        replies = divided(execute, rows, parts) if parts else execute(rows)
         for number, group in writing:
             replies = self._written(replies, number, group, exchange, moment)
-        return _again(replies, exchange)
+        return again(replies, exchange)
+
+    def active(
+        self, exchange: Exchange, moment: Moment
+    ) -> tuple[list[tuple[int, Group]], list[tuple[Tensor, Batches]]]:
+        """Who attacks in an exchange: groups that write vectors, by their numbers, and who trains on another split."""
+        active = [g.schedule.active(g.clients, moment.round, keys.fold(moment.run, n)) for n, g in self._numbered()]
+        here = [bool(torch.isin(exchange.clients, clients).any()) for clients in active]
+        writing = [(n, g._replace(clients=active[n])) for n, g in self._numbered() if here[n] and not g.on_data]
+        walk = exchange.batches
+        if walk is None or walk.split != "train":
+            return writing, []
+        return writing, [
+            (active[n], walk._replace(split=f"{ALTERED}{n}"))
+            for n, g in self._numbered()
+            if here[n] and g.on_data and not g.schedule.constant
+        ]
 
     def _numbered(self) -> list[tuple[int, Group]]:
         return list(enumerate(self.groups))
@@ -161,7 +173,7 @@ class Adversary(NamedTuple):
 
             def outcome(sent: Tensor, put: Callable[[Tensor], Named] = put) -> Tensor:
                 assert moment.moved is not None
-                return moment.moved(_again(replies._replace(vectors=put(sent)), exchange))
+                return moment.moved(again(replies._replace(vectors=put(sent)), exchange))
 
             # where every client of the cohort is an attacker, their own answers are all there is to see
             omniscient = attack.knowledge == "omniscient" and bool(honest.any())
@@ -193,7 +205,7 @@ def _altered(shards: Shards, group: Group, classes: int, key: Tensor) -> Shards:
     )
 
 
-def _divided(execute: Execute, exchange: Exchange, parts: list[tuple[Tensor, Execute, Exchange]]) -> Replies:
+def divided(execute: Execute, exchange: Exchange, parts: list[Divided]) -> Replies:
     """The exchange in parts: some clients each in their own way, all others as usual; rows in client order."""
     asked = exchange.clients
     left = torch.ones(asked.numel(), dtype=torch.bool)
@@ -221,7 +233,7 @@ def _divided(execute: Execute, exchange: Exchange, parts: list[tuple[Tensor, Exe
     )
 
 
-def _again(replies: Replies, exchange: Exchange) -> Replies:
+def again(replies: Replies, exchange: Exchange) -> Replies:
     """Screen rows that an attack wrote, then give the form that the strategy asked for."""
     usable, rejected = screen(replies.clients, Uplink(replies.vectors, {}, {}, replies.weights))
 

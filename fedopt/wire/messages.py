@@ -24,6 +24,10 @@ VERSION = 1
 
 NAME = 200
 """Largest number of bytes in a name."""
+REASON = 2000
+"""Largest number of bytes in a reason."""
+MANY = 64
+"""Vectors in a message, where their names are not known beforehand."""
 SLACK = 1 << 16
 """Beyond its bodies, a message has this many bytes at the most."""
 DENSE = 16
@@ -49,6 +53,16 @@ class Awaited(NamedTuple):
     """None: floats as they stand."""
     dtype: torch.dtype = torch.float32
     """Of these floats."""
+    whole: bool = False
+    """It may come as it stands, in place of its code."""
+
+
+class Within(NamedTuple):
+    """Vectors by any name, as they stand: what a client waits for, who trusts its server and not its own memory."""
+
+    entries: int
+    """Of a vector at the most."""
+    dtype: torch.dtype = torch.float32
 
 
 class Task(NamedTuple):
@@ -61,6 +75,8 @@ class Task(NamedTuple):
     vectors: dict[str, Tensor]
     numbers: dict[str, float | int]
     batches: Batches | None
+    memory: int
+    settled: int
 
 
 class Answer(NamedTuple):
@@ -71,6 +87,11 @@ class Answer(NamedTuple):
     vectors: dict[str, Tensor]
     metrics: dict[str, float | int]
     weight: float
+    lengths: Mapping[str, int] = {}
+    """Bytes of the bodies of vectors."""
+    whole: frozenset[str] = frozenset()
+    """Vectors that a codec is awaited for, and that came as they stand."""
+    refused: str = ""
 
 
 def plain(vector: Tensor) -> Written:
@@ -88,6 +109,8 @@ def write_down(
     vectors: Mapping[str, Written],
     numbers: Numbers,
     batches: Batches | None = None,
+    memory: int = 0,
+    settled: int = 0,
 ) -> bytes:
     """A server's message to a client."""
     found = Down(
@@ -98,6 +121,8 @@ def write_down(
         program=program,
         vectors=_vectors(vectors),
         numbers=_numbers(numbers),
+        memory=memory,
+        settled=settled,
     )
     if batches is not None:
         found.batches.CopyFrom(
@@ -126,15 +151,27 @@ def write_up(exchange: int, client: int, vectors: Mapping[str, Written], metrics
     return message
 
 
-def read_down(message: bytes, client: int, vectors: Mapping[str, Awaited]) -> Task:
+def write_refusal(exchange: int, client: int, reason: str) -> bytes:
+    """What a client says that has no answer."""
+    cut = reason.encode()[:REASON].decode(errors="ignore")
+    message: bytes = Up(version=VERSION, exchange=exchange, client=client, weight=0.0, refused=cut).SerializeToString(
+        deterministic=True
+    )
+    return message
+
+
+def read_down(message: bytes, client: int, vectors: Mapping[str, Awaited] | Within) -> Task:
     """What the server asks of this client. Raises WireError."""
     found = Down()
     _parse(message, found, vectors)
     if found.client != client:
         raise WireError(f"a message to client {client} is needed, one to client {found.client} was given")
     _name(found.program)
-    read, numbers = _read(found.vectors, vectors), _whole(found.numbers)
-    return Task(found.exchange, client, found.key, found.program, read, numbers, _walk(found))
+    read, numbers = _read(found.vectors, _named(found.vectors, vectors)), _whole(found.numbers)
+    asked = Task(
+        found.exchange, client, found.key, found.program, read, numbers, _walk(found), found.memory, found.settled
+    )
+    return asked
 
 
 def read_up(message: bytes, exchange: int, client: int, vectors: Mapping[str, Awaited]) -> Answer:
@@ -146,9 +183,15 @@ def read_up(message: bytes, exchange: int, client: int, vectors: Mapping[str, Aw
             f"the answer of client {client} in exchange {exchange} is needed, that of client {found.client} in exchange"
             f" {found.exchange} was given"
         )
+    if found.refused:
+        return Answer(exchange, client, {}, {}, 0.0, refused=found.refused[:REASON])
     if not (math.isfinite(found.weight) and found.weight >= 0):
         raise WireError(f"a weight >= 0 is needed, {found.weight} was given")
-    return Answer(exchange, client, _read(found.vectors, vectors), _whole(found.metrics), found.weight)
+    given: list[Vector] = list(found.vectors)
+    read = _read(given, vectors)
+    lengths = {vector.name: len(vector.body) for vector in given}
+    whole = frozenset(v.name for v in given if vectors[v.name].codec is not None and not v.codec)
+    return Answer(exchange, client, read, _whole(found.metrics), found.weight, lengths, whole)
 
 
 def _vectors(vectors: Mapping[str, Written]) -> list[Vector]:
@@ -165,8 +208,15 @@ def _numbers(numbers: Numbers) -> list[Number]:
     ]
 
 
-def _parse(message: bytes, into: Down | Up, vectors: Mapping[str, Awaited]) -> None:
-    most = sum(DENSE * vector.entries + SLACK for vector in vectors.values()) + SLACK
+def longest(vectors: Mapping[str, Awaited] | Within) -> int:
+    """Bytes that a message with these vectors may have."""
+    if isinstance(vectors, Within):
+        return MANY * (vectors.dtype.itemsize * vectors.entries + SLACK) + SLACK
+    return sum(DENSE * vector.entries + SLACK for vector in vectors.values()) + SLACK
+
+
+def _parse(message: bytes, into: Down | Up, vectors: Mapping[str, Awaited] | Within) -> None:
+    most = longest(vectors)
     if len(message) > most:
         raise WireError(f"a message of {most} bytes at the most is needed, one of {len(message)} was given")
     try:
@@ -175,6 +225,22 @@ def _parse(message: bytes, into: Down | Up, vectors: Mapping[str, Awaited]) -> N
         raise WireError(f"this is no message of the protocol: {error}") from None
     if into.version != VERSION:
         raise WireError(f"version {VERSION} of the protocol is needed, {into.version} was given: update the other end")
+
+
+def _named(found: object, wanted: Mapping[str, Awaited] | Within) -> Mapping[str, Awaited]:
+    """What is awaited, by the names that were given."""
+    if not isinstance(wanted, Within):
+        return wanted
+    given: list[Vector] = list(found)  # type: ignore[call-overload]
+    large = next((vector for vector in given if vector.entries > wanted.entries), None)
+    if large is not None:
+        raise WireError(
+            f"vectors of {wanted.entries} entries at the most are needed, one of {large.entries} was given; do both"
+            " ends have the same model?"
+        )
+    if len(given) > MANY:
+        raise WireError(f"{MANY} vectors at the most are needed, {len(given)} were given")
+    return {vector.name: Awaited(vector.entries, None, wanted.dtype) for vector in given}
 
 
 def _read(found: object, wanted: Mapping[str, Awaited]) -> dict[str, Tensor]:
@@ -189,6 +255,8 @@ def _read(found: object, wanted: Mapping[str, Awaited]) -> dict[str, Tensor]:
             raise WireError(f"vectors {', '.join(wanted) or 'none'} are needed once each, '{vector.name}' was given")
         awaited = wanted[vector.name]
         codec = "" if awaited.codec is None else awaited.codec.name
+        if awaited.whole and not vector.codec:
+            codec, awaited = "", awaited._replace(codec=None)
         if (vector.codec, vector.entries) != (codec, awaited.entries):
             raise WireError(
                 f"vector '{vector.name}' with {awaited.entries} entries"

@@ -43,7 +43,7 @@ class Batches(_message.Message):
     def __init__(self, split: _Optional[str] = ..., size: _Optional[int] = ..., epochs: _Optional[int] = ..., steps: _Optional[int] = ..., shuffle: _Optional[bool] = ...) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("version", "exchange", "client", "key", "program", "vectors", "numbers", "batches")
+    __slots__ = ("version", "exchange", "client", "key", "program", "vectors", "numbers", "batches", "memory", "settled")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Down(_message.Message):
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     NUMBERS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     version: int
     exchange: int
     client: int
@@ -60,20 +62,24 @@ class Down(_message.Message):
     vectors: _containers.RepeatedCompositeFieldContainer[Vector]
     numbers: _containers.RepeatedCompositeFieldContainer[Number]
     batches: Batches
-    def __init__(self, version: _Optional[int] = ..., exchange: _Optional[int] = ..., client: _Optional[int] = ..., key: _Optional[int] = ..., program: _Optional[str] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., numbers: _Optional[_Iterable[_Union[Number, _Mapping]]] = ..., batches: _Optional[_Union[Batches, _Mapping]] = ...) -> None: ...
+    memory: int
+    settled: int
+    def __init__(self, version: _Optional[int] = ..., exchange: _Optional[int] = ..., client: _Optional[int] = ..., key: _Optional[int] = ..., program: _Optional[str] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., numbers: _Optional[_Iterable[_Union[Number, _Mapping]]] = ..., batches: _Optional[_Union[Batches, _Mapping]] = ..., memory: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class Up(_message.Message):
-    __slots__ = ("version", "exchange", "client", "vectors", "metrics", "weight")
+    __slots__ = ("version", "exchange", "client", "vectors", "metrics", "weight", "refused")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     version: int
     exchange: int
     client: int
     vectors: _containers.RepeatedCompositeFieldContainer[Vector]
     metrics: _containers.RepeatedCompositeFieldContainer[Number]
     weight: float
-    def __init__(self, version: _Optional[int] = ..., exchange: _Optional[int] = ..., client: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Number, _Mapping]]] = ..., weight: _Optional[float] = ...) -> None: ...
+    refused: str
+    def __init__(self, version: _Optional[int] = ..., exchange: _Optional[int] = ..., client: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[Vector, _Mapping]]] = ..., metrics: _Optional[_Iterable[_Union[Number, _Mapping]]] = ..., weight: _Optional[float] = ..., refused: _Optional[str] = ...) -> None: ...

@@ -57,7 +57,7 @@ def down(program: str, vectors: Mapping[str, Body], numbers: Iterable[str], batc
     walk = torch.tensor(0)
     if batches is not None:
         walk = _within(_text(batches.split) + 3 * _FIXED32 + _BOOL)
-    head = _FIXED32 + 3 * _FIXED64 + _text(program) + walk
+    head = _FIXED32 + 5 * _FIXED64 + _text(program) + walk
     return _sum(head, vectors, numbers)
 
 

@@ -22,7 +22,20 @@ from fedopt import keys
 from fedopt.compression import build, registry
 from fedopt.registry import facts
 from fedopt.types import Batches, Codec, WireError
-from fedopt.wire.messages import Awaited, Written, plain, read_down, read_up, write_down, write_up
+from fedopt.wire.messages import (
+    MANY,
+    REASON,
+    Awaited,
+    Within,
+    Written,
+    longest,
+    plain,
+    read_down,
+    read_up,
+    write_down,
+    write_refusal,
+    write_up,
+)
 from fedopt.wire.payload_pb2 import DESCRIPTOR, Up
 
 D = 100
@@ -74,6 +87,41 @@ def test_a_task_comes_back() -> None:
     assert torch.equal(found.vectors["params"], params) and found.numbers == {"lr": 0.1, "shared": -(1 << 62)}
     assert (found.exchange, found.key, found.program, found.batches) == (2, -77, "train", walk)
     assert read_down(write_down(0, 0, 0, "evaluate", {}, {}), 0, {}).batches is None
+    told = read_down(write_down(0, 0, 0, "train", {}, {}, None, (1 << 64) - 1, 7), 0, {})
+    assert (told.memory, told.settled) == ((1 << 64) - 1, 7)
+
+
+def test_a_client_takes_vectors_by_any_name_up_to_a_length() -> None:
+    within = Within(D)
+    vectors = {"params": plain(torch.randn(D)), "control": plain(torch.randn(3))}
+    message = write_down(0, 4, 0, "train", vectors, {})
+    assert list(read_down(message, 4, within).vectors) == ["params", "control"]
+    for wrong, reason in [
+        (write_down(0, 4, 0, "train", {"params": plain(torch.randn(D + 1))}, {}), f"{D} entries at the most"),
+        (write_down(0, 4, 0, "train", {"params": Written("", D, bytes(4 * D + 4))}, {}), "400 bytes are needed"),
+        (write_down(0, 4, 0, "train", {"params": Written("topk", D, bytes(8))}, {}), "as they stand"),
+        (write_down(0, 4, 0, "train", {str(i): plain(torch.zeros(1)) for i in range(MANY + 1)}, {}), "64 vectors"),
+        (write_down(0, 5, 0, "train", vectors, {}), "to client 4"),
+        (bytes(longest(within) + 1), "bytes at the most"),
+    ]:
+        with pytest.raises(WireError, match=reason):
+            read_down(wrong, 4, within)
+
+
+def test_a_vector_may_come_whole_in_place_of_its_code() -> None:
+    codec = build("topk", {"count": 3})
+    message = write_up(5, 8, {"delta": plain(x())}, {}, 1.0)
+    found = read_up(message, 5, 8, {"delta": Awaited(D, codec, whole=True)})
+    assert torch.equal(found.vectors["delta"], x()) and found.whole == {"delta"} and found.lengths == {"delta": 4 * D}
+    coded = write_up(5, 8, {"delta": Written("topk", D, codec.encode(x(), keys.root(0)))}, {}, 1.0)
+    assert not read_up(coded, 5, 8, {"delta": Awaited(D, codec, whole=True)}).whole
+    with pytest.raises(WireError, match="by codec 'topk' is needed"):
+        read_up(message, 5, 8, {"delta": Awaited(D, codec)})
+
+
+def test_a_refusal_has_a_reason_and_nothing_else() -> None:
+    found = read_up(write_refusal(5, 8, "no room " * 1000), 5, 8, awaited(build("none", {})))
+    assert found.refused.startswith("no room") and len(found.refused) == REASON and not found.vectors
 
 
 def changed(change: Callable[[Up], None]) -> bytes:

@@ -33,7 +33,7 @@ def test_an_answer(vectors: dict[str, tuple[str, int, int]], metrics: list[str],
 def test_a_task(vectors: dict[str, tuple[str, int, int]], numbers: list[str], program: str, epochs: int | None) -> None:
     bodies = {n: sizes.Body(codec, entries, torch.tensor(nbytes)) for n, (codec, entries, nbytes) in vectors.items()}
     batches = None if epochs is None else Batches(epochs=epochs, size=None)
-    message = Down(version=VERSION, exchange=0, client=3, key=-5, program=program)
+    message = Down(version=VERSION, exchange=0, client=3, key=-5, program=program, memory=9, settled=0)
     message.vectors.extend(
         Vector(name=n, codec=codec, entries=entries, body=bytes(nbytes))
         for n, (codec, entries, nbytes) in vectors.items()
