@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "fedopt needs Python 3.11 or newer, $(PYTHON) is not; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ecg,privacy,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,deploy,ecg,privacy,ray]'
 	@touch $@
 
 demo: setup  ## run a small experiment and write its report
@@ -76,5 +76,5 @@ compression: setup  ## codecs: bytes, error and speed, and what they do to conve
 	$(BIN)/python -m bench.convergence
 
 proto: setup  ## write the code of the wire format again from proto/
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto
-	mv $(VENV)/fedopt/v1/payload_pb2.py $(VENV)/fedopt/v1/payload_pb2.pyi fedopt/wire/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto fedopt/v1/link.proto
+	mv $(VENV)/fedopt/v1/*_pb2.py $(VENV)/fedopt/v1/*_pb2.pyi fedopt/wire/

@@ -149,6 +149,12 @@ class Rejection(NamedTuple):
     reason: str
 
 
+class Silence(NamedTuple):
+    """Why a client that was asked gave no answer."""
+
+    reason: str
+
+
 class Replies(NamedTuple):
     """The accepted answers to an exchange, rows in the order of `clients`.
 

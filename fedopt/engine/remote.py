@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from fedopt.types import (
     Programs,
     Rejection,
     Replies,
+    Silence,
     State,
     Strategy,
     Uplink,
@@ -50,21 +51,16 @@ HELD = "held."
 _WORDS = 1 << 64
 
 
-class Silence(NamedTuple):
-    """Why there is no answer."""
-
-    reason: str
-
-
 class Carrier(Protocol):
     """A way to the clients."""
 
     def ask(
-        self, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+        self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
         """For each client once, as they come: its answer to `message(i)`, i its place among `clients`, or why not.
 
-        A message is made when it is sent. `limit` is the longest answer in bytes; a longer one is not taken in.
+        `number` is that of the exchange. A message is made when it is sent, and once more where it has to be sent
+        again. `limit` is the longest answer in bytes; a longer one is not taken in.
         """
         ...
 
@@ -130,7 +126,7 @@ class Remote:
         heard: dict[int, Uplink] = {}
         rejected: list[Rejection] = []
         silent: list[Rejection] = []
-        for client, said in self.carrier.ask(asked, message, longest(awaited)):
+        for client, said in self.carrier.ask(number, asked, message, longest(awaited)):
             if isinstance(said, Silence):
                 silent.append(Rejection(client, said.reason))
                 continue
@@ -168,11 +164,13 @@ class Remote:
         """What each client is sent, by its row."""
         common = {name: _sendable(name, value, problem) for name, value in exchange.down.items()}
         shared = {name: plain(value) for name, value in common.items() if value.dim()}
+        for name, value in exchange.own.items():
+            _sendable(name, value[0], problem)
         whole = int(key)
 
         def message(row: int) -> bytes:
             client = int(exchange.clients[row])
-            own = {name: _sendable(name, value[row], problem) for name, value in exchange.own.items()}
+            own = {name: value[row] for name, value in exchange.own.items()}
             vectors = {**shared, **{name: plain(value) for name, value in own.items() if value.dim()}}
             told = {name: value.item() for name, value in {**common, **own}.items() if not value.dim()}
             settled = NONE if self._settled is None else int(self._settled[client])

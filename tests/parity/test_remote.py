@@ -22,7 +22,7 @@ from fedopt.engine.adversary import Adversary, Group, Schedule
 from fedopt.engine.attackers import Attacking, Told, refuse
 from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
-from fedopt.engine.remote import VERSION, Elsewhere, Remote, Silence
+from fedopt.engine.remote import VERSION, Elsewhere, Remote
 from fedopt.engine.resident import Resident
 from fedopt.engine.versions import NONE, Versions
 from fedopt.participation import selection
@@ -30,7 +30,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError, facts
 from fedopt.surveyed import Surveyed
 from fedopt.testing.strategies import Played, compose, play, small_federation, small_problem
-from fedopt.types import Batches, FedoptError, Strategy
+from fedopt.types import Batches, FedoptError, Silence, Strategy
 from fedopt.wire.payload_pb2 import Up
 
 SIZES = (7, 5, 9, 4, 6, 12, 3, 8, 5)
@@ -52,7 +52,7 @@ class Near:
         self.order = random.Random(0)
 
     def ask(
-        self, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+        self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
         for row in self.order.sample(range(len(clients)), len(clients)):
             client = clients[row]
@@ -165,9 +165,9 @@ class Mute(Near):
     lost: frozenset[int] = frozenset({1, 4})
 
     def ask(
-        self, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+        self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
-        for client, answer in super().ask(clients, message, limit):
+        for client, answer in super().ask(number, clients, message, limit):
             yield client, Silence("gone") if client in self.lost else answer
 
 
@@ -202,9 +202,9 @@ class Lying(Near):
         self.lie = lie
 
     def ask(
-        self, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+        self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
-        for client, answer in super().ask(clients, message, limit):
+        for client, answer in super().ask(number, clients, message, limit):
             assert isinstance(answer, bytes)
             yield client, self.lie(answer) if client == 2 else answer
 
@@ -278,7 +278,7 @@ def test_the_same_question_is_worked_on_once() -> None:
             self.order = random.Random(0)
 
         def ask(
-            self, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+            self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
         ) -> Iterator[tuple[int, bytes | Silence]]:
             asked.extend(message(row) for row in range(len(clients)))
             for row, client in enumerate(clients):

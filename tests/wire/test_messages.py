@@ -229,11 +229,11 @@ def test_the_generated_code_is_that_of_the_protocol(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="needs grpcio-tools, of fedopt[dev]")
     made = subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"--python_out={tmp_path}",
-         f"--pyi_out={tmp_path}", "fedopt/v1/payload.proto"],
+         f"--pyi_out={tmp_path}", "fedopt/v1/payload.proto", "fedopt/v1/link.proto"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    for name in ("payload_pb2.py", "payload_pb2.pyi"):
+    for name in (f"{proto}_pb2.{kind}" for proto in ("payload", "link") for kind in ("py", "pyi")):
         fresh, kept = (tmp_path / "fedopt" / "v1" / name).read_text(), (ROOT / "fedopt" / "wire" / name).read_text()
         assert _settled(fresh) == _settled(kept), f"{name} is out of date: run `make proto`"
     assert DESCRIPTOR.name == "fedopt/v1/payload.proto"
