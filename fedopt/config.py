@@ -1,7 +1,7 @@
 """The experiment as a document: TOML in, a checked value out.
 
     [run] [data] [model] [strategy] [participation] [availability] [aggregator] [[attack]] [compression] [optimizer]
-    [executor]
+    [executor] [deploy]
 
 A section that names a component holds the component's options beside the name. Everything is checked as a whole before
 anything runs: unknown sections, options and names with the nearest known one, missing options, wrong types.
@@ -244,6 +244,22 @@ class Executor(pydantic.BaseModel):
     """Beyond this, what clients keep between exchanges lies on the disk."""
 
 
+class Deploy(pydantic.BaseModel):
+    """How a deployed server treats its clients. A simulation has no use for it."""
+
+    model_config = CLOSED
+    least: int = pydantic.Field(1, ge=1)
+    """Answers without which an exchange fails, and the run with it; it can be resumed."""
+    deadline_s: float = pydantic.Field(600.0, gt=0)
+    """After which a client that was asked and is still connected is silent."""
+    patience_s: float = pydantic.Field(90.0, gt=0)
+    """After which a client that was asked and is not connected is silent."""
+    join_s: float = pydantic.Field(120.0, gt=0)
+    """In which the clients have to be there before the first exchange; who is not is silent until it comes."""
+    reconnect_s: float = pydantic.Field(20.0, gt=0)
+    """In which a client tries to find a server that it lost, before it gives up on the run."""
+
+
 class Config(pydantic.BaseModel):
     """A whole experiment. Sections that a strategy has no use for stay None."""
 
@@ -260,6 +276,7 @@ class Config(pydantic.BaseModel):
     availability: Availability | None = None
     privacy: Privacy | None = None
     executor: Executor = Executor()
+    deploy: Deploy = Deploy()
 
     def to_toml(self) -> str:
         """The experiment as a file that `load` reads."""
@@ -289,7 +306,7 @@ SECTIONS: dict[str, Registry] = {
 }
 """Which room a section's component is looked up in."""
 
-NAMED_ONLY = ("run", "executor", "privacy", "availability")
+NAMED_ONLY = ("run", "executor", "privacy", "availability", "deploy")
 """Sections whose keys do not depend on their name."""
 
 WORDS = ("data", "model", "strategy", "participation", "aggregator", "compression", "optimizer", "executor")
@@ -307,6 +324,7 @@ CHANGEABLE = (
     "run.track",
     "run.out",
     "run.name",
+    "deploy",
 )
 """What a resumed run may change: nothing that the numbers depend on."""
 

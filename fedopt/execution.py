@@ -270,6 +270,8 @@ def _checkpoint(setup: Setup, folder: Path, progress: Progress, metrics: Metrics
     run = {"config": document, "executor": setup.executor.plan()}
     stored = Checkpoint(progress.exchanges, progress.state, progress.memory.save(folder / "checkpoints"), run)
     save_checkpoint(folder / "checkpoints", stored, setup.config.run.keep_checkpoints)
+    if setup.checkpointed is not None:
+        setup.checkpointed(progress.memory)
 
 
 def _ended(config: Config, lines: list[dict[str, Any]], state: State) -> str:

@@ -30,6 +30,7 @@ from fedopt.engine.allocator import keep_freed
 from fedopt.engine.auto import Auto
 from fedopt.engine.availability import Availability, Pace
 from fedopt.engine.loop import Executor
+from fedopt.engine.memory import ClientMemory
 from fedopt.engine.placement import cores
 from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
@@ -63,6 +64,8 @@ class Setup(NamedTuple):
     availability: Availability | None = None
     privacy: dict[str, Any] | None = None
     """What [privacy] guarantees and how it was counted, for people."""
+    checkpointed: Callable[[ClientMemory], None] | None = None
+    """Told when a checkpoint with this memory is on disk."""
 
 
 def build(

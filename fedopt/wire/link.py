@@ -81,8 +81,8 @@ class _Asked:
 class _Peer:
     """A client on its stream."""
 
-    def __init__(self, client: int) -> None:
-        self.client = client
+    def __init__(self, client: int, node: str) -> None:
+        self.client, self.node = client, node
         self.outbox: asyncio.Queue[_Asked | Done] = asyncio.Queue()
         self.since = time.monotonic()
         self.whole: Whole | None = None
@@ -176,8 +176,10 @@ class Listener:
             self._loop.call_soon_threadsafe(self._end, list(asked.values()))
 
     def revoke(self, client: int, reason: str = "the server does not go on with this client") -> None:
-        """Cut a client's stream; it does not come back."""
-        self.roster.revoke(client)
+        """Cut a client's stream; it comes back with another token alone."""
+        node = self.roster.node(client)
+        if node is not None:
+            self.roster.drop(node)
         self._loop.call_soon_threadsafe(self._dismiss, client, reason)
 
     def close(self, reason: str = "the run is over") -> None:
@@ -214,6 +216,10 @@ class Listener:
             self._dismiss(client, reason)
         if self._server is not None:
             await self._server.stop(2.0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def _begin(self, asked: list[_Asked]) -> None:
         for one in asked:
@@ -272,7 +278,7 @@ class Listener:
             log.warning("%s was refused: %s", context.peer(), error or "it did not say who it is")
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error) or "a greeting is needed, none came")
             raise
-        return _Peer(hello.client), secret
+        return _Peer(hello.client, hello.node), secret
 
     async def _write(self, peer: _Peer, context: Any) -> None:
         while True:
@@ -294,7 +300,7 @@ class Listener:
             if raw is grpc.aio.EOF:
                 return
             if first:
-                self.roster.seen(peer.client)
+                self.roster.seen(peer.node)
                 first = False
             self.counts["bytes_in"] += len(raw)
             frame = _read(raw)

@@ -1,6 +1,7 @@
 """Who may open a stream to the server of a run, and with which secret.
 
-A client is given a token by somebody who knows it already (Flower, that checked its key). The token opens one stream.
+A node is given a token by somebody who knows it already (Flower, that checked its key). The token opens one stream, as
+one client, who is at this node from then on.
 On it the server gives the client a secret, with which it can come back once, to be given another. Until the client has
 shown that it got the new secret, the one before is good too: a stream that breaks in between shuts nobody out.
 """
@@ -21,20 +22,23 @@ class Refusal(Exception):
 
 
 class Roster:
-    """Tokens and secrets of the clients of one run, as hashes; any thread may ask."""
+    """Tokens and secrets of the nodes of one run, as hashes; any thread may ask.
 
-    def __init__(self, run: str, library: str) -> None:
-        self.run, self.library = run, library
-        self._nodes: dict[int, str] = {}
-        self._good: dict[int, list[bytes]] = {}
+    clients: how many there are.
+    """
+
+    def __init__(self, run: str, library: str, clients: int) -> None:
+        self.run, self.library, self.clients = run, library, clients
+        self._good: dict[str, list[bytes]] = {}
+        self._at: dict[int, str] = {}
+        """The node of each client that was here."""
         self._lock = threading.Lock()
 
-    def expect(self, client: int, node: str) -> bytes:
-        """A token for this client at this node. All that it had before is worth nothing from now on."""
+    def expect(self, node: str) -> bytes:
+        """A token for this node. All that it had before is worth nothing from now on."""
         token = secrets.token_bytes(LENGTH)
         with self._lock:
-            self._nodes[client] = node
-            self._good[client] = [_hash(token)]
+            self._good[node] = [_hash(token)]
         return token
 
     def admit(self, run: str, library: str, client: int, node: str, secret: bytes) -> bytes:
@@ -46,26 +50,38 @@ class Roster:
                 f"fedopt {self.library} is needed, {library[:40]} was given; install the same version at both ends"
             )
         with self._lock:
-            good = self._good.get(client, ())
-            # every one of them is compared, and a client that nobody knows takes as long
+            # every one of them is compared, and a node that nobody knows takes as long
             shown = _hash(secret)
-            known = [hmac.compare_digest(one, shown) for one in good or (bytes(LENGTH),)]
-            if not any(known) or not hmac.compare_digest(self._nodes.get(client, "").encode(), node.encode()):
-                raise Refusal("the token is not, or no longer, that of this client at this node")
+            known = [hmac.compare_digest(one, shown) for one in self._good.get(node) or (bytes(LENGTH),)]
+            if not any(known):
+                raise Refusal("the token is not, or no longer, that of this node")
+            if not 0 <= client < self.clients:
+                raise Refusal(f"there are {self.clients} clients, from 0 on, and this one would be number {client}")
+            others = [c for c, at in self._at.items() if at == node and c != client]
+            if others or self._at.get(client, node) != node:
+                raise Refusal(
+                    f"this node is client {others[0]}"
+                    if others
+                    else f"client {client} is at another node; give each node a partition-id of its own"
+                )
             fresh = secrets.token_bytes(LENGTH)
-            self._good[client] = [shown, _hash(fresh)]
+            self._good[node], self._at[client] = [shown, _hash(fresh)], node
             return fresh
 
-    def seen(self, client: int) -> None:
-        """The client has its newest secret; the one before is worth nothing from now on."""
+    def seen(self, node: str) -> None:
+        """The node has its newest secret; the one before is worth nothing from now on."""
         with self._lock:
-            self._good[client] = self._good.get(client, [])[-1:]
+            self._good[node] = self._good.get(node, [])[-1:]
 
-    def revoke(self, client: int) -> None:
-        """Nobody comes in as this client until it is expected again."""
+    def drop(self, node: str) -> None:
+        """The node is gone: what it had is worth nothing, and its client may be at another node."""
         with self._lock:
-            self._good.pop(client, None)
-            self._nodes.pop(client, None)
+            self._good.pop(node, None)
+            self._at = {client: at for client, at in self._at.items() if at != node}
+
+    def node(self, client: int) -> str | None:
+        """Where a client is."""
+        return self._at.get(client)
 
 
 def _hash(secret: bytes) -> bytes:

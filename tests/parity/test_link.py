@@ -52,7 +52,7 @@ def problem_for() -> Problem:
 @contextmanager
 def linked(problem: Problem, strategy: Strategy, folder: Path, ca: authority.Signed) -> Iterator[Listener]:
     """A listener with all clients on their streams."""
-    roster = Roster("run", "1")
+    roster = Roster("run", "1", problem.clients)
     listener = Listener(roster, keys=Keys(*authority.server(ca, ["localhost"])))
     port = listener.start()
 
@@ -60,14 +60,14 @@ def linked(problem: Problem, strategy: Strategy, folder: Path, ca: authority.Sig
         mine = problem_for()  # a module lends its parameters to one call at a time
         programs = strategy.programs(mine)
         resident = Resident(mine, programs, client, Versions(programs.memory, folder / str(client)))
-        identity = Identity("run", "1", client, "node")
+        identity = Identity("run", "1", client, f"node {client}")
         talk(
             f"localhost:{port}", identity, lambda: secrets[-1], secrets.append, resident.answer,
             limit=resident.limit, root=ca.certificate,
         )  # fmt: skip
 
     threads = [
-        threading.Thread(target=live, args=(client, [roster.expect(client, "node")]), daemon=True)
+        threading.Thread(target=live, args=(client, [roster.expect(f"node {client}")]), daemon=True)
         for client in range(problem.clients)
     ]
     for thread in threads:

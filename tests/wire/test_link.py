@@ -39,7 +39,7 @@ def keys(ca: authority.Signed) -> Keys:
 
 @pytest.fixture
 def roster() -> Roster:
-    return Roster(RUN, LIBRARY)
+    return Roster(RUN, LIBRARY, 10)
 
 
 @pytest.fixture
@@ -63,8 +63,10 @@ class Person(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self.port, self.ca, self.answer = changes.pop("port", listener.port), ca, answer
-        self.secrets = [changes.pop("secret") if "secret" in changes else listener.roster.expect(client, "node")]
-        run, library, node = (changes.pop(n, v) for n, v in (("run", RUN), ("library", LIBRARY), ("node", "node")))
+        self.secrets = [changes.pop("secret") if "secret" in changes else listener.roster.expect(f"node {client}")]
+        run, library, node = (
+            changes.pop(n, v) for n, v in (("run", RUN), ("library", LIBRARY), ("node", f"node {client}"))
+        )
         self.identity, self.changes = Identity(run, library, client, node), changes
         self.ended: str | Exception | None = None
         self.start()
@@ -102,7 +104,7 @@ def test_messages_go_there_and_back(size: int, listener: Listener, ca: authority
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"secret": bytes(32)}, "the token is not, or no longer, that of this client"),
+        ({"secret": bytes(32)}, "the token is not, or no longer, that of this node"),
         ({"secret": b""}, "the token is not"),
         ({"node": "another"}, "the token is not"),
         ({"run": "run 2"}, "the server of another run"),
@@ -111,7 +113,7 @@ def test_messages_go_there_and_back(size: int, listener: Listener, ca: authority
 )
 def test_who_may_not_come_in(change: dict[str, Any], reason: str, listener: Listener, ca: authority.Signed) -> None:
     if "secret" in change:
-        listener.roster.expect(4, "node")
+        listener.roster.expect("node 4")
     person = Person(listener, ca, 4, **change)
     person.join(10.0)
     assert isinstance(person.ended, FedoptError) and reason in str(person.ended)
@@ -258,9 +260,9 @@ def raw(listener: Listener, ca: authority.Signed, frames: list[bytes]) -> str:
 
 
 def greeting(listener: Listener, client: int) -> bytes:
-    secret = listener.roster.expect(client, "node")
+    secret = listener.roster.expect(f"node {client}")
     return Frame(
-        hello=Hello(version=1, library=LIBRARY, run=RUN, client=client, node="node", secret=secret)
+        hello=Hello(version=1, library=LIBRARY, run=RUN, client=client, node=f"node {client}", secret=secret)
     ).SerializeToString()
 
 
@@ -315,18 +317,31 @@ def test_parts_come_in_any_order_and_may_come_twice() -> None:
 
 
 def test_until_a_client_showed_its_new_secret_the_one_before_is_good(roster: Roster) -> None:
-    token = roster.expect(4, "node")
-    first = roster.admit(RUN, LIBRARY, 4, "node", token)
-    second = roster.admit(RUN, LIBRARY, 4, "node", token)  # the welcome with `first` was lost
+    token = roster.expect("a")
+    first = roster.admit(RUN, LIBRARY, 4, "a", token)
+    second = roster.admit(RUN, LIBRARY, 4, "a", token)  # the welcome with `first` was lost
     with pytest.raises(Refusal):
-        roster.admit(RUN, LIBRARY, 4, "node", first)
-    roster.seen(4)
+        roster.admit(RUN, LIBRARY, 4, "a", first)
+    roster.seen("a")
     with pytest.raises(Refusal):
-        roster.admit(RUN, LIBRARY, 4, "node", token)
-    third = roster.admit(RUN, LIBRARY, 4, "node", second)
-    roster.revoke(4)
+        roster.admit(RUN, LIBRARY, 4, "a", token)
+    third = roster.admit(RUN, LIBRARY, 4, "a", second)
+    roster.drop("a")
     with pytest.raises(Refusal):
-        roster.admit(RUN, LIBRARY, 4, "node", third)
+        roster.admit(RUN, LIBRARY, 4, "a", third)
+
+
+def test_a_client_is_at_one_node_and_a_node_is_one_client(roster: Roster) -> None:
+    roster.admit(RUN, LIBRARY, 4, "a", roster.expect("a"))
+    with pytest.raises(Refusal, match="client 4 is at another node"):
+        roster.admit(RUN, LIBRARY, 4, "b", roster.expect("b"))
+    with pytest.raises(Refusal, match="this node is client 4"):
+        roster.admit(RUN, LIBRARY, 5, "a", roster.expect("a"))
+    with pytest.raises(Refusal, match="there are 10 clients"):
+        roster.admit(RUN, LIBRARY, 10, "c", roster.expect("c"))
+    roster.drop("a")
+    roster.admit(RUN, LIBRARY, 4, "b", roster.expect("b"))
+    assert roster.node(4) == "b"
 
 
 def test_an_address_that_is_taken_is_said_so(roster: Roster) -> None:
