@@ -10,7 +10,7 @@ clock: it stands still while the system runs something else.
     share = (median seconds of a search / period) / (median seconds of a round)
 
 A round of ISP without a search has one more forward pass over the trial samples; with these, the share is of all that
-ISP takes in a period. A search that finds nothing tries every head-count up to the pool's; how long such a one takes is
+ISP takes in a period. A search that finds nothing tries every head-count that it may; how long such a one takes is
 computed from the seconds per head-count.
 """
 
@@ -35,6 +35,7 @@ from fedopt import keys
 from fedopt import setup as setups
 from fedopt.engine.loop import Step, exchanges
 from fedopt.engine.memory import ClientMemory
+from fedopt.participation.counts.isp import isp
 from fedopt.types import Info, Replies, State
 
 EXECUTORS = ("serial", "stacked")
@@ -105,8 +106,9 @@ def measure(epochs: int, searches: int) -> list[dict[str, Any]]:
                 seconds["tried"].append([tried["clients"] for tried in step.info["search"]["tried"]])
             elif number >= WARM:
                 seconds["watching"].append(run.learning)
-    some = runs["serial", "isp"]
+    some, rule = runs["serial", "isp"], isp(start=START).rule
     about = {"epochs": epochs, "clients": some.clients, "cohort": START, "period": PERIOD, "trial_samples": some.trial}
+    about["grid"] = (rule.most or 2 * START) - rule.least + 1
     return [{**about, "executor": executor, **found[executor]} for executor in EXECUTORS]
 
 
@@ -115,13 +117,12 @@ def figures(cell: dict[str, Any]) -> dict[str, float]:
     round_s, period = statistics.median(cell["rounds"]), cell["period"]
     search_s, watching_s = statistics.median(cell["searches"]), statistics.median(cell["watching"])
     each = statistics.median(s / len(tried) for s, tried in zip(cell["searches"], cell["tried"], strict=True))
-    grid = 2 * cell["cohort"] - min(cell["tried"][0]) + 1
     return {
         "round": round_s,
         "search": search_s,
         "share": search_s / period / round_s,
         "share_with_watching": (search_s + (period - 1) * watching_s) / period / round_s,
-        "share_of_the_whole_grid": each * grid / period / round_s,
+        "share_of_the_whole_grid": each * cell["grid"] / period / round_s,
         "tried": statistics.median(len(tried) for tried in cell["tried"]),
     }
 

@@ -100,7 +100,7 @@ def at_server(setup: Setup, carrier: Carrier) -> Setup:
 
 def experiment_id(folder: Path) -> str:
     """Of the deployed run in this folder, made when it is asked for the first time. Raises FedoptError."""
-    path = folder / ".deployment.json"  # with a dot, since the folder may be that of a run that has yet to start
+    path = folder / "deployment.json"
     try:
         return str(json.loads(path.read_text("utf-8"))["experiment"])
     except FileNotFoundError:

@@ -54,6 +54,9 @@ Callback = Callable[[dict[str, Any]], object]
 
 ALL_ROUNDS = "all rounds done"
 
+EARLY = ("run.json", "deployment.json", "server.log")
+"""Files of a run folder that may be there before the run has begun."""
+
 
 class Result(NamedTuple):
     """What a run leaves: its record, its final model (a state_dict, None without a common model), its folder."""
@@ -316,7 +319,7 @@ def _claim(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # a run that was killed at its very start leaves drafts, and a run.json alone
-        taken = any(not path.name.startswith(".") and path.name != "run.json" for path in folder.iterdir())
+        taken = any(not path.name.startswith(".") and path.name not in EARLY for path in folder.iterdir())
     except OSError as error:
         raise ConfigError("run.out", f"the folder {folder} cannot be made ({error}); {other}") from error
     if is_run(folder):

@@ -2,7 +2,8 @@
 
     python -m fedopt.worker --client 3 [--state FOLDER] [--data FOLDER] < invitation
 
-The invitation is read from standard input, since it holds a token. Exit status: 0 the run is over, 3 the server was
+The invitation is read from the first line of standard input, since it holds a token; when that is closed, whoever
+started this process is gone, and it ends. Exit status: 0 the run is over, 3 the server was
 lost, 4 it refuses this client or this client cannot do what is asked; the last line of standard output says why.
 """
 
@@ -15,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from fedopt.deployment import LARGEST, Invitation, at_client
 from fedopt.types import FedoptError
 from fedopt.wire.link import Identity, LinkLost, talk
 
-LOST, REFUSED = 3, 4
+LOST, REFUSED, ORPHANED = 3, 4, 5
 
 
 class Purse:
@@ -67,7 +69,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     torch.set_num_threads(1)  # what the serial executor computes with
     try:
-        invitation = Invitation.read(sys.stdin.read(LARGEST + 1))
+        invitation = Invitation.read(sys.stdin.readline(LARGEST + 1))
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         resident = at_client(invitation, given.client, given.state, given.data)
         purse = Purse(
             bytes.fromhex(invitation.token), None if given.state is None else given.state / f"{given.client}.secret"
@@ -90,6 +93,12 @@ def main() -> int:
         return REFUSED
     print(reason, flush=True)
     return 0
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.read(1 << 16):
+        pass
+    os._exit(ORPHANED)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,6 @@ class Carrier(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
-
 
 @dataclass(frozen=True)
 class Elsewhere:
@@ -158,7 +156,7 @@ class Remote:
         """Nothing to restore."""
 
     def close(self) -> None:
-        self.carrier.close()
+        """Nothing to end: whoever made the carrier ends it."""
 
     def _message(self, problem: Problem, exchange: Exchange, memory: Named, key: Tensor) -> Callable[[int], bytes]:
         """What each client is sent, by its row."""

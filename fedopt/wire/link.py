@@ -217,6 +217,9 @@ class Listener:
         if self._server is not None:
             await self._server.stop(2.0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:  # streams that are ending
+            await asyncio.wait(left, timeout=2.0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

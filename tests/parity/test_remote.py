@@ -60,8 +60,6 @@ class Near:
             assert len(answer) <= limit
             yield client, answer
 
-    def close(self) -> None: ...
-
 
 def problem_for(strategy: str, dtype: torch.dtype = torch.float32) -> Problem:
     data = small_federation(SIZES, dtype=dtype)

@@ -90,8 +90,8 @@ class Federation:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert worker.stdin is not None
-        worker.stdin.write(self.invitations[client].write())
-        worker.stdin.close()
+        worker.stdin.write(self.invitations[client].write() + "\n")
+        worker.stdin.flush()
         self.workers[client] = worker
         self.started.append(worker)
         return worker
@@ -111,7 +111,8 @@ class Federation:
         for worker in self.started:
             worker.kill()
             worker.wait()
-            assert worker.stdout is not None
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.close()
             worker.stdout.close()
 
 

@@ -1,0 +1,1 @@
+"""The client of a deployed federation: a Flower ClientApp."""

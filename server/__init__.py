@@ -1,0 +1,1 @@
+"""The server of a deployed federation: a Flower ServerApp."""

@@ -1,0 +1,122 @@
+"""A Flower ServerApp that runs a fedopt experiment.
+
+It reads the config of a simulation and runs the same loop; what is another is where clients are. In its run config:
+
+    config          the experiment: a file of this app, or a path on the server's machine
+    changes         keys of it that are changed, `run.rounds=5 optimizer.lr=0.1`
+    out             run folder; a run that is there already is gone on with
+    executor        `link`, or `flower` where only Flower's port is open
+    link-listen     host:port for the link; link-address: how clients reach it
+    link-key, link-chain, link-authority    PEM files of the link's TLS
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedopt import config as configs
+from fedopt import execution
+from fedopt import setup as setups
+from fedopt.deployment import at_server, experiment_id, invited
+from fedopt.registry import ConfigError
+from fedopt.setup import Setup
+from fedopt.wire.link import Keys, Listener
+from fedopt.wire.roster import Roster
+from server.nodes import ByMessages, Hosts
+
+app = ServerApp()
+log = logging.getLogger("fedopt")
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment, or go on with it."""
+    asked = {name: str(value) for name, value in context.run_config.items()}
+    path = Path(asked["config"])
+    config = configs.load(path if path.is_absolute() else HERE / path, asked.get("changes", "").split())
+    out = Path(asked.get("out") or config.run.out or Path("runs") / config.run.name)
+    experiment = experiment_id(out)
+    handler = logging.FileHandler(out / "server.log")
+    handler.setFormatter(
+        logging.Formatter(
+            f"%(asctime)s %(levelname)s run={context.run_id} experiment={experiment} %(name)s: %(message)s"
+        )
+    )
+    for name in ("fedopt", "server"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
+    setup = setups.build(config)
+    try:
+        if asked.get("executor", "link") == "flower":
+            _by_messages(grid, setup, out, experiment)
+        else:
+            _over_the_link(grid, setup, out, experiment, asked)
+    except Exception:
+        log.exception("the run failed")
+        raise
+
+
+def _run(setup: Setup, out: Path) -> None:
+    result = execution.execute(setup, out, resume=execution.is_run(out))
+    log.info("%s: %s", result.status, result.reason)
+
+
+def _by_messages(grid: Grid, setup: Setup, out: Path, experiment: str) -> None:
+    deploy = setup.config.deploy
+    invitation = invited(setup.config, experiment).write()
+    carrier = ByMessages(grid, invitation, setup.problem.clients, deploy.join_s, deploy.deadline_s)
+    _run(at_server(setup, carrier), out)
+
+
+def _over_the_link(grid: Grid, setup: Setup, out: Path, experiment: str, asked: dict[str, str]) -> None:
+    deploy, run = setup.config.deploy, secrets.token_hex(8)
+    keys, authority = _tls(asked)
+    roster = Roster(run, invited(setup.config, experiment).library, setup.problem.clients)
+    listener = Listener(
+        roster, asked.get("link-listen") or "0.0.0.0:9443", keys,
+        deadline_s=deploy.deadline_s, patience_s=deploy.patience_s,
+    )  # fmt: skip
+    listener.start()
+    address = asked.get("link-address") or f"localhost:{listener.port}"
+
+    def invitation(node: str) -> str:
+        more: dict[str, Any] = {"token": roster.expect(node).hex(), "reconnect_s": deploy.reconnect_s}
+        return invited(
+            setup.config, experiment, run=run, node=node, address=address, authority=authority, **more
+        ).write()
+
+    hosts = Hosts(grid, invitation, roster.drop)
+    hosts.start()
+    try:
+        missing = listener.wait_for(range(setup.problem.clients), deploy.join_s)
+        if missing:
+            log.warning("after %g s, clients %s are not there yet", deploy.join_s, missing)
+        _run(at_server(setup, listener), out)
+    finally:
+        hosts.stop()
+        listener.close()
+        hosts.hear_out()
+        log.info("link: %s", dict(listener.counts))
+
+
+def _tls(asked: dict[str, str]) -> tuple[Keys | None, str]:
+    """The link's keys, and the authority that clients check them by."""
+    names = ("link-key", "link-chain", "link-authority")
+    given = {name: asked[name] for name in names if asked.get(name)}
+    if not given and (asked.get("link-listen") or "").startswith(("127.0.0.1:", "localhost:")):
+        return None, ""
+    if len(given) < len(names):
+        raise ConfigError(
+            "link", f"{', '.join(names)} are needed, each a file in PEM; {', '.join(given) or 'none'} given."
+            " Without TLS the link listens on 127.0.0.1 alone"
+        )  # fmt: skip
+    key, chain, authority = (Path(given[name]).read_bytes() for name in names)
+    return Keys(key, chain), authority.decode()
