@@ -76,5 +76,6 @@ compression: setup  ## codecs: bytes, error and speed, and what they do to conve
 	$(BIN)/python -m bench.convergence
 
 proto: setup  ## write the code of the wire format again from proto/
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) fedopt/v1/payload.proto fedopt/v1/link.proto
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) \
+		fedopt/v1/payload.proto fedopt/v1/link.proto fedopt/v1/monitor.proto
 	mv $(VENV)/fedopt/v1/*_pb2.py $(VENV)/fedopt/v1/*_pb2.pyi fedopt/wire/

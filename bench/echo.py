@@ -2,7 +2,8 @@
 
     python bench/echo.py ADDRESS AUTHORITY < lines of "client node secret run library"
 
-AUTHORITY is a PEM file. There is a stream for each line; the process ends with the last of them.
+AUTHORITY is a PEM file. There is a stream for each line; the process ends with the last of them. As a
+client that trains, one that echoes begins its answer when the whole message is there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def echo(address: str, authority: bytes, pb: Any, line: str) -> None:
     """One client, until the server is done."""
     client, node, secret, run, library = line.split()
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    heard: list[bytes] = []
     hello = pb.Hello(
         version=1, library=library, run=run, client=int(client), node=node, secret=bytes.fromhex(secret)
     )  # fmt: skip
@@ -44,7 +46,11 @@ def echo(address: str, authority: bytes, pb: Any, line: str) -> None:
             if kind == "welcome":
                 outbox.put(pb.Frame(here=pb.Here()).SerializeToString())
             elif kind == "chunk":
-                outbox.put(raw)
+                heard.append(raw)
+                if len(heard) == frame.chunk.parts:
+                    for one in heard:
+                        outbox.put(one)
+                    heard = []
             elif kind == "done":
                 break
         outbox.put(None)

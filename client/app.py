@@ -4,8 +4,8 @@
     exchange    over Flower alone: one exchange, its message in and its answer out
     who         which client this is
 
-A node says in its node config who it is (`partition-id`), and may say where its data lies (`data-path`) and where it
-keeps what it has to remember (`state-path`).
+A node says in its node config who it is (`partition-id`), and may say where its data lies (`data-path`), where it keeps
+what it has to remember (`state-path`), and what it computes with (`device`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def _data(context: Context) -> str | None:
     return None if given is None else str(given)
 
 
+def _device(context: Context) -> str:
+    return str(context.node_config.get("device") or "cpu")
+
+
 def _reply(to: Message, /, **said: Any) -> Message:
     return Message(RecordDict({"fedopt": ConfigRecord(said)}), reply_to=to)
 
@@ -58,7 +62,7 @@ def who(message: Message, context: Context) -> Message:
 def join(message: Message, context: Context) -> Message:
     """Take part over the link until the run is over, or the server is lost."""
     invitation = str(message.content["fedopt"]["invitation"])
-    status, reason = supervise(invitation, _client(context), _state(context), _data(context))
+    status, reason = supervise(invitation, _client(context), _state(context), _data(context), _device(context))
     return _reply(message, status=status, reason=reason)
 
 
@@ -77,7 +81,7 @@ def exchange(message: Message, context: Context) -> Message:
         if (invitation, client) not in _RESIDENTS:
             _RESIDENTS.clear()
             read = Invitation.read(invitation)
-            _RESIDENTS[invitation, client] = at_client(read, client, _state(context), _data(context))
+            _RESIDENTS[invitation, client] = at_client(read, client, _state(context), _data(context), _device(context))
         said = _RESIDENTS[invitation, client].answer(bytes(asked["message"]))
     except FedoptError as error:
         return _reply(message, status=REFUSED, reason=str(error))

@@ -23,12 +23,14 @@ DEATHS = 6
 """So many deaths in a row, each shortly after the start, and the worker is given up."""
 
 
-def supervise(invitation: str, client: int, state: Path, data: str | None = None) -> tuple[int, str]:
+def supervise(
+    invitation: str, client: int, state: Path, data: str | None = None, device: str = "cpu"
+) -> tuple[int, str]:
     """Run the worker, again at once whenever it dies, until it ends of its own accord: its status and last words."""
     deaths = 0
     while True:
         began = time.monotonic()
-        status, words = _run(invitation, client, state, data)
+        status, words = _run(invitation, client, state, data, device)
         if status in (DONE, LOST, REFUSED):
             return status, words
         deaths = 1 if time.monotonic() - began > LIVED_S else deaths + 1
@@ -38,8 +40,9 @@ def supervise(invitation: str, client: int, state: Path, data: str | None = None
         time.sleep(0.1 * 2 ** (deaths - 1) if deaths > 1 else 0.0)
 
 
-def _run(invitation: str, client: int, state: Path, data: str | None) -> tuple[int, str]:
+def _run(invitation: str, client: int, state: Path, data: str | None, device: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "fedopt.worker", "--client", str(client), "--state", str(state)]
+    command += ["--device", device]
     if data is not None:
         command += ["--data", data]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, resume, check, show, list, report, compare, export, replay."""
+"""The command line: run, sweep, resume, check, show, list, report, compare, export, replay, watch, deploy."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from fedopt import config as configs
 from fedopt import execution, experiment
 from fedopt import setup as setups
 from fedopt import sweep as sweeps
+from fedopt.deploy import commands as deploy
 from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.engine.record import named_model, write_bytes
 from fedopt.registry import ConfigError, facts
@@ -32,6 +33,7 @@ from fedopt.report import compare as comparison
 from fedopt.report import html, live, record, sweep_table, trackers
 from fedopt.report import sweep as sweep_results
 from fedopt.types import FedoptError
+from fedopt.wire import address, tail
 
 app = typer.Typer(
     help="Federated learning: simulate it, attack it, compare it, with one small config.",
@@ -39,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(deploy.app, name="deploy")
 console = Console()
 errors = Console(stderr=True)
 
@@ -235,6 +238,42 @@ def replay(
     for name, value in uplink.metrics.items():
         _say(f"  {name}: {float(value):.6g}")
     _say(f"  weight: {float(uplink.weight):.6g}")
+
+
+@app.command()
+def watch(
+    what: Annotated[str, typer.Argument(help="The folder of a run, or host:port of a server's monitor.")],
+    authority: Annotated[
+        Path | None, typer.Option(help="Certificate in PEM of the authority that signed the server's.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="The server's monitor-token.")] = None,
+    reconnect: Annotated[float, typer.Option(min=0.0, help="Seconds to look for a server that is away.")] = 60.0,
+) -> None:
+    """Watch a run while it goes on, here or on a server.
+
+    Exit status: 0 the run is done, 1 it failed, 130 it was interrupted, 3 its server was lost.
+    """
+    if Path(what).exists():
+        happenings = tail.follow(Path(what))
+    else:
+        where = address.read(what, "a run folder or host:port")
+        try:
+            from fedopt.wire import monitor
+        except ImportError as error:
+            raise FedoptError(f"a monitor is watched over gRPC ({error}): pip install 'fedopt[deploy]'") from error
+        try:
+            root = authority.read_bytes() if authority else None
+        except OSError as error:
+            raise FedoptError(f"--authority: a certificate in PEM is needed, {authority} is none ({error})") from error
+        secret = monitor.token(token_file, "--token-file") if token_file else None
+        happenings = monitor.follow(where, root, secret, reconnect)
+    try:
+        over = live.watch(happenings, what, console)
+    except KeyboardInterrupt:
+        _say("the run goes on; it is watched no more")
+        raise typer.Exit(130) from None
+    _say(f"{over.status}: {over.reason}")
+    raise typer.Exit({"finished": 0, "stopped": 0, "interrupted": 130, "lost": 3}.get(over.status, 1))
 
 
 def _cells(

@@ -120,16 +120,21 @@ def invited(config: Config, experiment: str, **more: Any) -> Invitation:
 
 
 def at_client(
-    invitation: Invitation, client: int, state: Path | None = None, data_folder: str | None = None
+    invitation: Invitation,
+    client: int,
+    state: Path | None = None,
+    data_folder: str | None = None,
+    device: str = "cpu",
 ) -> Resident:
     """A client of the experiment.
 
-    state: folder for what clients keep; None keeps it in memory alone. data_folder: in place of `data.folder`.
+    state: folder for what clients keep; None keeps it in memory alone. data_folder: in place of `data.folder`. device:
+    `cpu`, or `cuda` for a GPU, with answers that are those of a CPU to rounding.
 
     Raises ConfigError, also for a client that the experiment does not have.
     """
     document = tomllib.loads(invitation.config)
-    document["executor"] = {"name": "serial"}
+    document["executor"] = {"name": "serial"} if device == "cpu" else {"name": "stacked", "device": device}
     if data_folder is not None:
         document.setdefault("data", {})["folder"] = data_folder
     setup = setups.build(configs.load(document))
@@ -141,7 +146,8 @@ def at_client(
     strategy = _attacking(setup.strategy, setup)
     programs = strategy.programs(setup.problem)
     folder = None if state is None else state / _plain(invitation.experiment) / str(client)
-    return Resident(setup.problem, programs, client, Versions(programs.memory, folder))
+    executor = None if device == "cpu" else setup.executor
+    return Resident(setup.problem, programs, client, Versions(programs.memory, folder), executor)
 
 
 def _attacking(strategy: Strategy, setup: Setup) -> Strategy:

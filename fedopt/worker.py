@@ -1,6 +1,6 @@
 """A client's process: takes part in the run that it is invited to, over the link, until the run is over.
 
-    python -m fedopt.worker --client 3 [--state FOLDER] [--data FOLDER] < invitation
+    python -m fedopt.worker --client 3 [--state FOLDER] [--data FOLDER] [--device cuda] < invitation
 
 The invitation is read from the first line of standard input, since it holds a token; when that is closed, whoever
 started this process is gone, and it ends. Exit status: 0 the run is over, 3 the server was
@@ -11,21 +11,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from fedopt.deployment import LARGEST, Invitation, at_client
+from fedopt.engine.resident import Resident
 from fedopt.types import FedoptError
+from fedopt.wire.journal import Plain
 from fedopt.wire.link import Identity, LinkLost, talk
 
+log = logging.getLogger(__name__)
+
 LOST, REFUSED, ORPHANED = 3, 4, 5
+
+LIVED_S = 3.0
+
+DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG: a child ends with its parent."""
 
 
 class Purse:
@@ -65,16 +78,30 @@ def main() -> int:
     arguments.add_argument("--client", type=int, required=True)
     arguments.add_argument("--state", type=Path)
     arguments.add_argument("--data")
+    arguments.add_argument("--device", default="cpu")
     given = arguments.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     torch.set_num_threads(1)  # what the serial executor computes with
     try:
         invitation = Invitation.read(sys.stdin.readline(LARGEST + 1))
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        resident = at_client(invitation, given.client, given.state, given.data)
-        purse = Purse(
-            bytes.fromhex(invitation.token), None if given.state is None else given.state / f"{given.client}.secret"
-        )
+        ids = {"run": invitation.run, "experiment": invitation.experiment, "client": str(given.client)}
+        handler.setFormatter(Plain(ids))
+        resident = at_client(invitation, given.client, given.state, given.data, given.device)
+        if given.device == "cpu" and hasattr(os, "fork"):
+            return _spared(lambda: _take_part(invitation, resident, given))
+        return _take_part(invitation, resident, given)
+    except FedoptError as error:
+        print(error, flush=True)
+        return REFUSED
+
+
+def _take_part(invitation: Invitation, resident: Resident, given: argparse.Namespace) -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    purse = Purse(
+        bytes.fromhex(invitation.token), None if given.state is None else given.state / f"{given.client}.secret"
+    )
+    try:
         reason = talk(
             invitation.address,
             Identity(invitation.run, invitation.library, given.client, invitation.node),
@@ -93,6 +120,26 @@ def main() -> int:
         return REFUSED
     print(reason, flush=True)
     return 0
+
+
+def _spared(work: Callable[[], int]) -> int:
+    """Work in a child of this process, which has all that takes long behind it: one that is killed is back at once.
+
+    One that does not live for long ends this process too, and whoever started it counts how often that happens.
+    """
+    while True:
+        began, parent = time.monotonic(), os.getpid()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(AttributeError):  # of Linux alone
+                ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+            os._exit(work() if os.getppid() == parent else ORPHANED)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status >= 0:
+            return status
+        if time.monotonic() - began < LIVED_S:
+            return 1
+        log.warning("the process that takes part was ended by signal %d and is started again", -status)
 
 
 def _end_with_parent() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -36,15 +38,43 @@ def _said(reply: Message) -> dict[str, Any]:
         raise ValueError("an answer of another app") from None
 
 
+class Members:
+    """Who may take part, by node: a file of JSON that says which client each node is, read again when it changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, int] = {}
+        self._of = 0.0
+
+    def read(self) -> dict[str, int]:
+        """Clients by node; as they were, while the file cannot be read."""
+        try:
+            of = self.path.stat().st_mtime
+            if of != self._of:
+                found = json.loads(self.path.read_text("utf-8"))
+                self._known, self._of = {str(node): int(client) for node, client in found.items()}, of
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.warning("%s cannot be read (%s); the nodes that were known stay", self.path, error)
+        return self._known
+
+
 class Hosts(threading.Thread):
     """Invites every node to the link, and again whoever ended while the run goes on.
 
-    invitation: `node -> text`, with a token of its own each time. gone: called with a node that has left.
+    invitation: `node -> text`, with a token of its own each time. gone: called with a node that has left. revoked:
+    called with one that may not take part any more. members: who may; None is everybody.
     """
 
-    def __init__(self, grid: Grid, invitation: Callable[[str], str], gone: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        invitation: Callable[[str], str],
+        gone: Callable[[str], object],
+        revoked: Callable[[str], object],
+        members: Members | None = None,
+    ) -> None:
         super().__init__(name="fedopt-hosts", daemon=True)
-        self.grid, self.invitation, self.gone = grid, invitation, gone
+        self.grid, self.invitation, self.gone, self.revoked, self.members = grid, invitation, gone, revoked, members
         self.ended: list[tuple[int, str]] = []
         """Nodes that came back, and why."""
         self._over = threading.Event()
@@ -75,6 +105,12 @@ class Hosts(threading.Thread):
 
     def _look(self) -> None:
         present = set(self.grid.get_node_ids())
+        if self.members is not None:
+            known = self.members.read()
+            for node in [node for node in self._open if str(node) not in known]:
+                del self._open[node]
+                self.revoked(str(node))
+            present = {node for node in present if str(node) in known}
         for node in self._open.keys() - present:
             del self._open[node]
             self.gone(str(node))
@@ -109,21 +145,34 @@ class ByMessages:
     """A carrier over Flower's own messages: slow, and needs no other port than Flower's.
 
     invitation: text that goes with each message, since a node may have a new process for each. clients: how many are
-    needed; wait_s: for how long they are waited for.
+    needed; wait_s: for how long they are waited for. members: who may take part; None is everybody.
     """
 
-    def __init__(self, grid: Grid, invitation: str, clients: int, wait_s: float, deadline_s: float) -> None:
-        self.grid, self.invitation, self.deadline_s = grid, invitation, deadline_s
+    def __init__(
+        self,
+        grid: Grid,
+        invitation: str,
+        clients: int,
+        wait_s: float,
+        deadline_s: float,
+        members: Members | None = None,
+    ) -> None:
+        self.grid, self.invitation, self.deadline_s, self.members = grid, invitation, deadline_s, members
         self.nodes = self._numbered(clients, wait_s)
 
     def ask(
         self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
         """As `fedopt.engine.remote.Carrier` has it."""
-        there = {client: row for row, client in enumerate(clients) if client in self.nodes}
+        known = None if self.members is None else self.members.read()
+        there = {
+            client: row
+            for row, client in enumerate(clients)
+            if client in self.nodes and (known is None or known.get(str(self.nodes[client])) == client)
+        }
         for client in clients:
             if client not in there:
-                yield client, Silence("no node has this number")
+                yield client, Silence("no node has this number, or it was revoked")
         messages = [
             Message(
                 _content(invitation=self.invitation, message=message(row)),
@@ -168,12 +217,15 @@ class ByMessages:
                     except (ValueError, KeyError) as error:
                         log.warning("node %d takes no part: %s", reply.metadata.src_node_id, error)
                         continue
-                    if not 0 <= client < clients:
-                        log.warning("node %d takes no part: there is no client %d", reply.metadata.src_node_id, client)
+                    node = reply.metadata.src_node_id
+                    if self.members is not None and self.members.read().get(str(node)) != client:
+                        log.warning("node %d takes no part: its key is not that of client %d", node, client)
+                    elif not 0 <= client < clients:
+                        log.warning("node %d takes no part: there is no client %d", node, client)
                     elif client in found:
                         raise FedoptError(f"two nodes have the partition-id {client}; give each one of its own")
                     else:
-                        found[client] = reply.metadata.src_node_id
+                        found[client] = node
             time.sleep(POLL_S)
         if not found:
             raise FedoptError(f"no client came within {wait_s:g} s; start SuperNodes, each with its partition-id")

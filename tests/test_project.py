@@ -181,7 +181,9 @@ def test_the_wheel_holds_the_library_alone_and_all_of_it(tmp_path: Path) -> None
         (entry_points,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     info = f"fedopt-{PROJECT['version']}.dist-info/"
-    library = {name for name in names if not name.startswith(info)}
+    beside = f"fedopt-{PROJECT['version']}.data/data/share/fedopt/"  # files that `fedopt deploy` writes out
+    assert f"{beside}server/app.py" in names and f"{beside}docker/client.Dockerfile" in names
+    library = {name for name in names if not name.startswith((info, beside))}
     assert library == {path.as_posix() for path in own_files() if path.parts[0] == "fedopt"}
     assert f"{info}licenses/LICENSE" in names
     assert "fedopt = fedopt.cli:main" in entry_points

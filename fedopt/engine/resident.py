@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedopt.engine.cohort import assemble
+from fedopt.engine.loop import Executor
 from fedopt.engine.serial import ClientError, run_client
 from fedopt.engine.versions import Versions
 from fedopt.problem import Problem
@@ -24,11 +25,19 @@ class Resident:
     It does in an exchange what the serial executor does for it. Asked again in the same exchange, it gives the same
     answer and works no second time. What it cannot do it refuses in words, and is there for the next exchange.
 
-    programs: the strategy's, of a strategy whose codes are `spoken`.
+    programs: the strategy's, of a strategy whose codes are `spoken`. executor: does the work in place of the serial
+    executor, on a GPU for example; its answers are those of `serial` to rounding.
     """
 
-    def __init__(self, problem: Problem, programs: Programs, client: int, versions: Versions | None = None) -> None:
-        self.problem, self.programs, self.client = problem, programs, client
+    def __init__(
+        self,
+        problem: Problem,
+        programs: Programs,
+        client: int,
+        versions: Versions | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.problem, self.programs, self.client, self.executor = problem, programs, client, executor
         self.versions = Versions(programs.memory) if versions is None else versions
         self._last: tuple[int, int, bytes] | None = None
 
@@ -80,9 +89,17 @@ class Resident:
         own = {name: value[None] for name, value in sent.items()}
         exchange = Exchange(task.program, torch.tensor([self.client]), sent, own, task.batches)
         rows = {name: value[None] for name, value in memory.items()}
-        return run_client(
-            self.problem, self.programs, exchange, assemble(self.problem, exchange, rows, torch.tensor(task.key))
+        key = torch.tensor(task.key)
+        if self.executor is None:
+            return run_client(self.problem, self.programs, exchange, assemble(self.problem, exchange, rows, key))
+        replies = self.executor.map(self.problem, self.programs, exchange, rows, key)
+        if replies.rejected:
+            raise FedoptError(replies.rejected[0].reason)
+        vectors, metrics, kept = (
+            {name: value[0] for name, value in named.items()}
+            for named in (replies.vectors, replies.metrics, replies.memory)
         )
+        return Uplink(vectors, metrics, kept, replies.weights[0])
 
     def _written(self, name: str, uplink: Uplink) -> Written:
         said = uplink.said.get(name)

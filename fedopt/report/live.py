@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +22,8 @@ from rich.text import Text
 from fedopt.report import record as run
 from fedopt.report import units
 from fedopt.report.record import METRICS, Line, RunRecord
+from fedopt.types import WireError
+from fedopt.wire.tail import About, Away, Happening, Links, Over, Recorded
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN_EVERY = 2.0
@@ -27,6 +32,8 @@ CURVE = 400
 """How many of the newest values the small curve keeps."""
 REASON = 200
 """How many characters of a reason are shown."""
+PRESENT = ("idle", "working")
+"""States of clients that are where they should be."""
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -50,7 +57,7 @@ class LiveView:
     planned_rounds: rounds that are planned; 0 where nobody knows.
     title: what runs.
     console: where to write; where it is no terminal, evaluations are printed as lines, one in `PLAIN_EVERY` seconds.
-    clock: seconds that never go back.
+    clock: seconds; those of the run, where it is watched from somewhere else.
     attackers: the clients that attack, if anybody knows.
 
     A line may lack anything or hold something else than expected: a view is no reason to lose a run.
@@ -88,6 +95,7 @@ class LiveView:
         self._kept_last: tuple[int, str] | None = None
         self._backdoors: dict[str, float] = {}
         self._spent: float | None = None
+        self._links = self._absent = self._away = ""
 
     def __enter__(self) -> LiveView:
         self._began = self._clock()
@@ -97,8 +105,7 @@ class LiveView:
             self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
             self._live.start(refresh=True)
         else:
-            rounds = f", {self.planned} rounds" if self.planned else ""
-            self.console.print(f"{self.title}{rounds}", markup=False, highlight=False, soft_wrap=True)
+            self._print_title()
         return self
 
     def __exit__(
@@ -110,10 +117,38 @@ class LiveView:
         elif self._unprinted:
             self._print()
 
+    def describe(self, planned_rounds: int, title: str, attackers: Iterable[int] = ()) -> None:
+        """What runs, where that is known after the view began."""
+        self.planned, self.attackers = planned_rounds, frozenset(attackers)
+        if title != self.title:
+            self.title = title
+            if self._live is None:
+                self._print_title()
+
     def update(self, line: Line) -> None:
         """Take in one line of the record."""
+        if self.recall(line) and self._live is None and self._clock() - self._printed >= PLAIN_EVERY:
+            self._print()
+
+    def linked(self, states: Mapping[str, tuple[int, Sequence[int]]]) -> None:
+        """What clients do: how many are in each state, and the numbers of some of them."""
+        words = {name: _state(name, *state) for name, state in states.items() if state[0]}
+        self._links = ", ".join(words.values())
+        absent = ", ".join(text for name, text in words.items() if name not in PRESENT)
+        if absent != self._absent and self._live is None:
+            self._say(f"clients: {self._links}")
+        self._absent = absent
+
+    def away(self, reason: str) -> None:
+        """Nothing is heard of the run, and why; an empty reason: it is heard again."""
+        if bool(reason) != bool(self._away) and self._live is None:
+            self._say(f"the server is away, and looked for: {reason}" if reason else "the server is back")
+        self._away = reason
+
+    def recall(self, line: Line) -> bool:
+        """Take in a line of before the view began, which is not printed; True if it holds a measure to print."""
         if not isinstance(line, dict):
-            return
+            return False
         self._last = line
         self._round = max(self._round, int(run.at(line, "round") or 0))
         if self._first_round is None:
@@ -131,10 +166,8 @@ class LiveView:
         self._loss = self._loss if loss is None else loss
         self._note_trust(line)
         evaluated = self._measure(line)
-        if self._live is None and evaluated:
-            self._unprinted = True
-            if self._clock() - self._printed >= PLAIN_EVERY:
-                self._print()
+        self._unprinted |= evaluated
+        return evaluated
 
     def _note_trust(self, line: Line) -> None:
         """Note what the line says of attackers, of a model that was kept, of backdoors and privacy."""
@@ -232,6 +265,10 @@ class LiveView:
         if self._spent is not None:
             facts.add_row("privacy", f"ε = {self._spent:.4g}")
         facts.add_row("bytes", f"{units.nbytes(self._up)} up, {units.nbytes(self._down)} down")
+        if self._links:
+            facts.add_row("link", Text(self._links))
+        if self._away:
+            facts.add_row("server", Text(f"away, and looked for: {self._away[:REASON]}", style="yellow"))
         return Panel(
             Group(bar, facts), title=Text(self.title), title_align="left", width=width, box=box.ROUNDED, padding=(0, 1)
         )
@@ -253,7 +290,118 @@ class LiveView:
         left = self.time_left()
         if left:
             words.append(f"{units.duration(left)} left")
-        self.console.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)
+        self._say(", ".join(words))
+
+    def _print_title(self) -> None:
+        self._say(f"{self.title}, {self.planned} rounds" if self.planned else self.title)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def watch(
+    happenings: Iterable[Happening],
+    place: str,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Over:
+    """Show a run by what is told of it, as the process that runs it would, until it is over; how it ended.
+
+    place: where it runs, for the title while nothing is known of it. Time is that of the record, so that somebody who
+    comes late sees the pace of the whole run. At the end the summary is printed, if anything was told of the run.
+
+    Raises WireError for a line that is none.
+    """
+    console = console or Console()
+    told: dict[str, Any] = {}
+    lines: list[dict[str, Any]] = []
+    passed, heard = 0.0, clock()
+
+    def now() -> float:
+        return passed + clock() - heard
+
+    def begin() -> LiveView:
+        return stack.enter_context(LiveView(_planned(told), _title(told, place), console, now, _attackers(told)))
+
+    with contextlib.ExitStack() as stack:
+        view = begin()
+        for it in happenings:
+            if not isinstance(it, Away | Over):
+                view.away("")
+            match it:
+                case About(facts, after):
+                    told = plain(facts)
+                    if after < len(lines):  # the run went on from a checkpoint before them
+                        stack.close()
+                        lines.clear()
+                        passed, heard = 0.0, clock()
+                        view = begin()
+                    view.describe(_planned(told), _title(told, place), _attackers(told))
+                case Recorded(_, text, more):
+                    lines.append(_line(text))
+                    elapsed = run.at(lines[-1], "elapsed")
+                    if elapsed is not None:
+                        passed, heard = elapsed, clock()
+                    (view.recall if more else view.update)(lines[-1])
+                case Links(states):
+                    view.linked(plain(states))
+                case Away(reason):
+                    view.away(plain(reason) or "no reason was given")
+                case Over(status, reason):
+                    over = Over(plain(status), plain(reason))
+                    break
+        else:
+            over = Over("lost", "nothing more is told of it")
+    if told:
+        info = told | {"status": over.status, "reason": over.reason}
+        console.print(summary(RunRecord({}, info, {}, lines, Path(str(told.get("folder") or place)))))
+    return over
+
+
+def plain(value: Any) -> Any:
+    """The same document without characters that move the cursor or do other things to a terminal."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else " " for c in value)
+    if isinstance(value, dict):
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        int(line["exchange"]), int(line["round"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WireError(f"a line of a run's record is needed, {text[:60]!r} was given ({error})") from None
+    found: dict[str, Any] = plain(line)
+    return found
+
+
+def _planned(told: Mapping[str, Any]) -> int:
+    return int(run.number(told.get("rounds")) or 0)
+
+
+def _attackers(told: Mapping[str, Any]) -> list[int]:
+    found = told.get("attackers")
+    return [client for client in found if isinstance(client, int)] if isinstance(found, list) else []
+
+
+def _title(told: Mapping[str, Any], place: str) -> str:
+    """As `fedopt run` has it."""
+    if not told:
+        return f"{place}: waiting for the run to begin"
+    words = [f"{told.get('name')}: {told.get('strategy')}"]
+    words += [f"on {told['data']}"] if "data" in told else []
+    return " ".join(words) + (f", {told['clients']} clients" if "clients" in told else "")
+
+
+def _state(name: str, clients: int, first: Sequence[int]) -> str:
+    """`2 away (3, 7)`; who is there is not named."""
+    words = f"{clients} {name.replace('_', ' ')}"
+    if name in PRESENT or not first:
+        return words
+    more = ", ..." if clients > len(first) else ""
+    return f"{words} ({', '.join(map(str, first))}{more})"
 
 
 def _length(value: Any) -> int:

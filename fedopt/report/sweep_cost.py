@@ -1,7 +1,7 @@
 """What cells of a sweep came to beside what they cost: client updates and bytes.
 
 A group *dominates* another one of the same panel and column if it cost fewer updates and its mean is better by more
-than a standard error, √((s² + s'²) / 2n) for n seeds.
+than the standard error of the difference, √((s² + s'²) / n) for n seeds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def dominating(found: Results, point: Point, others: list[Point]) -> list[str]:
     """The rows that dominate a point in its column, the cheapest first."""
 
     def better(other: Point) -> bool:
-        error = math.sqrt((point.deviation**2 + other.deviation**2) / (2 * max(point.seeds, 1)))
+        error = math.sqrt((point.deviation**2 + other.deviation**2) / max(point.seeds, 1))
         gain = other.mean - point.mean if found.up else point.mean - other.mean
         return other.column == point.column and other.updates < point.updates and gain > error
 
@@ -107,5 +107,5 @@ def table(found: Results) -> dict[str, Any]:
     heads = [*(["panel"] if len(found.panels) > 1 else []), *([found.columns_axis] if found.columns_axis else [])]
     columns = [{"name": name} for name in [*heads, found.rows_axis]]
     columns += [{"name": name, "right": True} for name in ("client updates", "bytes up", units.label(found.metric))]
-    hint = "cheaper, and better by more than a standard error"
+    hint = "cheaper, and better by more than the standard error of the difference"
     return {"columns": [*columns, {"name": "dominated by", "hint": hint}], "rows": rows}

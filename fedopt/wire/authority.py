@@ -51,6 +51,16 @@ def server(ca: Signed, hosts: Sequence[str], days: int = 825) -> Signed:
     return Signed(_private(key), found.public_bytes(serialization.Encoding.PEM))
 
 
+def node_key() -> tuple[bytes, bytes]:
+    """A key for a Flower node, private and public, both in OpenSSH's form, on the curve P-384."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return private, public + b"\n"
+
+
 def _builder(name: str, issuer: str, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     # a number of days below 1 makes a certificate that is out of date, for whoever wants to see what happens then

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 from fedopt.types import WireError
 from fedopt.wire.link_pb2 import Chunk, Frame
 
-PART = 1 << 20
-"""Bytes of a message in one frame."""
+PART = 1 << 18
+"""Bytes of a message in one frame. Several copies of a frame are on their way for each client, so larger ones cost the
+server memory; smaller ones cost time."""
 
 FRAME = PART + (1 << 12)
 """Bytes of a frame at the most; a longer one is not taken in."""
@@ -18,20 +20,25 @@ def cut(exchange: int, message: bytes) -> Iterator[Frame]:
     """The frames of a message."""
     parts = max(1, -(-len(message) // PART))
     for part in range(parts):
-        data = message[part * PART : (part + 1) * PART] if parts > 1 else message
-        yield Frame(chunk=Chunk(exchange=exchange, part=part, parts=parts, data=data))
+        # no name for the part: a generator that waits keeps what it has names for
+        yield Frame(
+            chunk=Chunk(exchange=exchange, part=part, parts=parts, data=message[part * PART : (part + 1) * PART])
+        )
 
 
 class Whole:
     """A message that comes in parts, in any order; one that comes twice counts once.
 
-    limit: bytes of the message at the most. Memory is taken for what has come, never for what is announced.
+    limit: bytes of the message at the most. Nothing is reserved for an announcement beyond it, and what is reserved is
+    filled in place.
     """
 
     def __init__(self, limit: int) -> None:
         self._most = max(1, -(-limit // PART))
         self._parts: int | None = None
-        self._have: dict[int, bytes] = {}
+        self._have: set[int] = set()
+        self._length = 0
+        self._content = io.BytesIO()
 
     def take(self, chunk: Chunk) -> bytes | None:
         """The message, once all of it is here. Raises WireError for a part that does not belong to such a message."""
@@ -39,14 +46,24 @@ class Whole:
             if not 1 <= chunk.parts <= self._most:
                 raise WireError(f"a message of 1 to {self._most} parts is needed, one of {chunk.parts} was announced")
             self._parts = chunk.parts
+            if self._parts > 1:  # zeros that the system gives one page at a time, as they are written over
+                self._content = io.BytesIO(bytes(self._parts * PART))
+        data = chunk.data
         last = chunk.part == self._parts - 1
-        fits = len(chunk.data) <= PART if last else len(chunk.data) == PART
+        fits = len(data) <= PART if last else len(data) == PART
         if chunk.parts != self._parts or chunk.part >= self._parts or not fits:
             raise WireError(
                 f"parts 0 to {self._parts - 1} of {PART} bytes each, the last no longer, are needed; part {chunk.part}"
-                f" of {chunk.parts} with {len(chunk.data)} bytes was given"
+                f" of {chunk.parts} with {len(data)} bytes was given"
             )
-        self._have.setdefault(chunk.part, chunk.data)
+        if self._parts == 1:
+            return data
+        if chunk.part not in self._have:
+            self._have.add(chunk.part)
+            self._length += len(data)
+            self._content.seek(chunk.part * PART)
+            self._content.write(data)
         if len(self._have) < self._parts:
             return None
-        return self._have[0] if self._parts == 1 else b"".join(self._have[part] for part in range(self._parts))
+        self._content.truncate(self._length)
+        return self._content.getvalue()  # the buffer itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import queue
 import threading
@@ -24,6 +25,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from fedopt.types import FedoptError, Silence, WireError
+from fedopt.wire import journal
 from fedopt.wire.frames import FRAME, Whole, cut
 from fedopt.wire.link_pb2 import Done, Frame, Hello, Here, Welcome
 from fedopt.wire.roster import Refusal, Roster
@@ -38,6 +40,12 @@ METHOD = "/fedopt.v1.Link/Talk"
 GREETING_S = 10.0
 """Seconds in which a client has to say who it is."""
 
+STATES = ("idle", "working", "away", "revoked", "never_came")
+"""What a client may be doing; `working`: it is connected, and was asked and has not answered."""
+
+REFUSED = ("greeting", "version", "run", "library", "token", "client")
+"""Why somebody may be refused: what was wrong with what it said."""
+
 _ALIVE = [
     # a peer that does not answer a ping is gone: a process that was stopped, a cable that was pulled
     ("grpc.keepalive_time_ms", 5_000),
@@ -51,6 +59,21 @@ _ALIVE = [
     ("grpc.max_receive_message_length", FRAME),
     ("grpc.max_send_message_length", FRAME),
 ]
+
+_SERVING = [
+    *_ALIVE,
+    # else gRPC takes in ahead of the reader as much as the network brings, whole answers of every client at once; so it
+    # is one frame of each
+    ("grpc.http2.bdp_probe", 0),
+]
+
+_CERTIFICATES = {
+    "not yet valid": "its certificate begins later than the clock of this machine says; set it, or the server's",
+    "has expired": "its certificate is not in date any more; give the server another, or set the clock of this machine",
+    "issuer certificate": "its certificate is not from the authority that this client was given",
+    "Hostname Verification": "its certificate is for another host name than the address has",
+}
+"""What is wrong with a server's certificate, by words of gRPC's reason."""
 
 
 class LinkLost(FedoptError):
@@ -76,6 +99,7 @@ class _Asked:
         tell: Callable[[bytes | Silence], None],
     ) -> None:
         self.number, self.client, self.message, self.limit, self.tell = number, client, message, limit, tell
+        self.since = time.monotonic()
 
 
 class _Peer:
@@ -107,11 +131,19 @@ class Listener:
     ) -> None:
         self.roster, self.deadline_s, self.patience_s = roster, deadline_s, patience_s
         self.counts: Counter[str] = Counter()
-        """What happened, by name: joined, refused, garbage, late, lost, replaced, bytes_in, bytes_out."""
+        """What happened: joined, came_back, replaced, left, refused, garbage, late, silent, bytes_in, bytes_out.
+
+        With TLS also handshakes, which began, and streams, which were opened; see `unopened`.
+        """
+        self.refusals: Counter[str] = Counter()
+        """Who was refused, by `REFUSED`."""
+        self.heard: Callable[[float], object] | None = None
+        """Called with the seconds from asking a client to its whole answer, in the link's thread."""
         self._address, self._keys = address, keys
         self._peers: dict[int, _Peer] = {}
         self._asked: dict[int, _Asked] = {}
         self._left: dict[int, float] = {}
+        self._revoked: set[int] = set()
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="fedopt-link", daemon=True)
@@ -120,6 +152,7 @@ class Listener:
 
     def start(self) -> int:
         """Begin to listen; the port. Raises FedoptError where the address cannot be taken."""
+        _share_heap()
         self._thread.start()
         try:
             self.port = self._await(self._listen())
@@ -133,6 +166,29 @@ class Listener:
         """Ids of the clients who are there, increasing."""
         return sorted(self._peers)
 
+    @property
+    def unopened(self) -> int:
+        """Connections that began a TLS handshake and opened no stream (yet).
+
+        No TLS, another authority, a certificate that a client does not trust, or nobody of the link. gRPC does not say
+        which; the client's own error does.
+        """
+        return max(0, self.counts["handshakes"] - self.counts["streams"])
+
+    def states(self) -> dict[str, list[int]]:
+        """Clients by what they do now: every one in one of `STATES`, by increasing numbers."""
+        peers, asked, left, revoked = self._peers.copy(), self._asked.copy(), self._left.copy(), self._revoked.copy()
+        found: dict[str, list[int]] = {state: [] for state in STATES}
+        for client in range(self.roster.clients):
+            if client in revoked:
+                state = "revoked"
+            elif client in peers:
+                state = "working" if client in asked else "idle"
+            else:
+                state = "away" if client in left else "never_came"
+            found[state].append(client)
+        return found
+
     def wait_for(self, clients: Sequence[int], seconds: float) -> list[int]:
         """Wait until these clients are connected, no longer than so many seconds; who is missing then."""
         until = time.monotonic() + seconds
@@ -144,6 +200,12 @@ class Listener:
         self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
     ) -> Iterator[tuple[int, bytes | Silence]]:
         """As `fedopt.engine.remote.Carrier` has it."""
+        with journal.exchange(number):
+            yield from self._ask(number, clients, message, limit)
+
+    def _ask(
+        self, number: int, clients: Sequence[int], message: Callable[[int], bytes], limit: int
+    ) -> Iterator[tuple[int, bytes | Silence]]:
         heard: queue.SimpleQueue[tuple[int, bytes | Silence]] = queue.SimpleQueue()
         asked = {}
         for row, client in enumerate(clients):
@@ -167,6 +229,7 @@ class Listener:
                             else f"no answer within {self.deadline_s:g} s"
                         )
                         self.counts["silent"] += 1
+                        log.warning("goes on without client %d: %s", client, reason, extra={"client": client})
                         yield client, Silence(reason)
                     continue
                 if client in waiting:
@@ -180,7 +243,16 @@ class Listener:
         node = self.roster.node(client)
         if node is not None:
             self.roster.drop(node)
+        self._revoked.add(client)
         self._loop.call_soon_threadsafe(self._dismiss, client, reason)
+
+    def revoke_node(self, node: str) -> None:
+        """`revoke` of the client that is at this node; its token is worth nothing, whether it came or not."""
+        clients = [client for client, peer in list(self._peers.items()) if peer.node == node]
+        self._revoked.update(client for client in list(self._left) if self.roster.node(client) == node)
+        self.roster.drop(node)
+        for client in clients:
+            self.revoke(client, "the key of this client was revoked")
 
     def close(self, reason: str = "the run is over") -> None:
         """Tell every client that it is over, and stop listening. May be called twice."""
@@ -199,17 +271,27 @@ class Listener:
         return now if client in self._peers else self._left.get(client, self._began)
 
     async def _listen(self) -> int:
-        self._server = grpc.aio.server(options=_ALIVE)
+        self._server = grpc.aio.server(options=_SERVING)
         talk = grpc.stream_stream_rpc_method_handler(self._talk)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fedopt.v1.Link", {"Talk": talk}),))
         if self._keys is None:
             port = self._server.add_insecure_port(self._address)
         else:
+            # asked for at every handshake, which is the one sign that gRPC gives of those that fail
+            certificates = grpc.ssl_server_certificate_configuration([(self._keys.key, self._keys.chain)])
             port = self._server.add_secure_port(
-                self._address, grpc.ssl_server_credentials([(self._keys.key, self._keys.chain)])
+                self._address, grpc.dynamic_ssl_server_credentials(certificates, self._shaken)
             )
         await self._server.start()
         return int(port)
+
+    def _shaken(self) -> None:
+        """A handshake begins, in a thread of gRPC; None keeps the certificate."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            self._loop.call_soon_threadsafe(self._count, "handshakes")
+
+    def _count(self, name: str) -> None:
+        self.counts[name] += 1
 
     async def _stop(self, reason: str) -> None:
         for client in list(self._peers):
@@ -241,16 +323,20 @@ class Listener:
 
     async def _talk(self, requests: Any, context: Any) -> None:
         """One stream, from its greeting to its end."""
+        self._count("streams")
         peer, secret = await self._greeted(context)
         old = self._peers.get(peer.client)
         if old is not None:
             self.counts["replaced"] += 1
             old.outbox.put_nowait(Done(reason="another stream of this client took its place"))
         self._peers[peer.client] = peer
-        self.counts["joined"] += 1
-        await context.write(_frame(Frame(welcome=Welcome(secret=secret))))
-        if peer.client in self._asked:
+        if peer.client in self._asked:  # before anything is waited for, or an exchange that begins meanwhile asks too
             peer.outbox.put_nowait(self._asked[peer.client])
+        self._revoked.discard(peer.client)
+        self.counts["joined"] += 1
+        self.counts["came_back"] += old is not None or peer.client in self._left
+        log.info("client %d is there", peer.client, extra={"client": peer.client})
+        await context.write(_frame(Frame(welcome=Welcome(secret=secret))))
         tasks = {asyncio.ensure_future(self._write(peer, context)), asyncio.ensure_future(self._read(peer, context))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -258,7 +344,7 @@ class Listener:
                 task.result()
         except WireError as error:
             self.counts["garbage"] += 1
-            log.warning("client %d: %s", peer.client, error)
+            log.warning("client %d: %s", peer.client, error, extra={"client": peer.client, "exchange": peer.reading})
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             for task in tasks:
@@ -267,10 +353,12 @@ class Listener:
                 del self._peers[peer.client]
                 self._left[peer.client] = time.monotonic()
                 self.counts["left"] += 1
+                log.info("client %d is gone", peer.client, extra={"client": peer.client})
 
     async def _greeted(self, context: Any) -> tuple[_Peer, bytes]:
         """A client who may come in, and its next secret."""
         try:
+            hello = Hello()
             raw = await asyncio.wait_for(context.read(), GREETING_S)
             hello = _read(raw).hello
             if hello.version != VERSION:
@@ -278,6 +366,7 @@ class Listener:
             secret = self.roster.admit(hello.run, hello.library, hello.client, hello.node, hello.secret)
         except (Refusal, WireError, TimeoutError) as error:
             self.counts["refused"] += 1
+            self.refusals[_refused(hello, error, self.roster)] += 1
             log.warning("%s was refused: %s", context.peer(), error or "it did not say who it is")
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error) or "a greeting is needed, none came")
             raise
@@ -291,10 +380,10 @@ class Listener:
                 return
             if self._asked.get(peer.client) is not said:  # answered meanwhile, or given up
                 continue
-            for frame in cut(said.number, said.message()):
-                raw = _frame(frame)
+            for raw in map(_frame, cut(said.number, said.message())):
                 self.counts["bytes_out"] += len(raw)
                 await context.write(raw)
+            del raw, said  # the next one may be long in coming
 
     async def _read(self, peer: _Peer, context: Any) -> None:
         first = True
@@ -309,6 +398,7 @@ class Listener:
             frame = _read(raw)
             if frame.HasField("chunk"):
                 self._take(peer, frame)
+            del raw, frame  # while the next one is awaited, this one would take room for every client
 
     def _take(self, peer: _Peer, frame: Frame) -> None:
         chunk, asked = frame.chunk, self._asked.get(peer.client)
@@ -330,6 +420,8 @@ class Listener:
     def _answered(self, asked: _Asked, said: bytes | Silence) -> None:
         if self._asked.get(asked.client) is asked:
             del self._asked[asked.client]
+        if self.heard is not None and isinstance(said, bytes):
+            self.heard(time.monotonic() - asked.since)
         asked.tell(said)
 
 
@@ -382,9 +474,14 @@ def talk(
         if met:
             lost, wait = now, 0.05
         if now - lost > reconnect_s:
+            wrong = next((words for sign, words in _CERTIFICATES.items() if sign in told), None)
             raise LinkLost(
-                f"the server at {address} was not reached for {reconnect_s:g} s ({told}); is it running, and is its"
-                " certificate from the federation's authority, in date, and for this host name?"
+                f"the server at {address} was not reached for {reconnect_s:g} s ({told}); "
+                + (
+                    wrong
+                    or "is it running, and is its certificate from the federation's authority, in date, and for this"
+                    " host name?"
+                )
             )
         time.sleep(wait)
         wait = min(2 * wait, 1.0)
@@ -436,12 +533,39 @@ def _once(
                     message = whole.take(frame.chunk)
                     if message is not None:
                         reading = None
-                        for part in cut(frame.chunk.exchange, answer(message)):
+                        with journal.exchange(frame.chunk.exchange):
+                            began = time.monotonic()
+                            said = answer(message)
+                            log.info(
+                                "%d bytes answered with %d in %.3f s", len(message), len(said), time.monotonic() - began
+                            )
+                        for part in cut(frame.chunk.exchange, said):
                             outbox.put(_frame(part))
         finally:
             outbox.put(None)
             frames.cancel()
     return None
+
+
+def _refused(hello: Hello, error: Exception, roster: Roster) -> str:
+    """Which of `REFUSED` it was. The roster looks in this order."""
+    if not isinstance(error, Refusal):
+        return "greeting"
+    wrong = {
+        "version": hello.version != VERSION,
+        "run": hello.run != roster.run,
+        "library": hello.library != roster.library,
+    }
+    return next((name for name, other in wrong.items() if other), "token" if "token" in str(error) else "client")
+
+
+def _share_heap() -> None:
+    """One heap of glibc for all threads of this process, where there is glibc.
+
+    It would give each thread of gRPC a heap of its own, and each of them keeps what the most clients at once once had.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def _put(heard: queue.SimpleQueue[tuple[int, bytes | Silence]], client: int, said: bytes | Silence) -> None:

@@ -32,13 +32,17 @@ class Roster:
         self._good: dict[str, list[bytes]] = {}
         self._at: dict[int, str] = {}
         """The node of each client that was here."""
+        self._only: dict[str, int] = {}
+        """The client that a node may be, where that is known."""
         self._lock = threading.Lock()
 
-    def expect(self, node: str) -> bytes:
-        """A token for this node. All that it had before is worth nothing from now on."""
+    def expect(self, node: str, client: int | None = None) -> bytes:
+        """A token for this node, as this client if it is known. All that it had before is worth nothing from now on."""
         token = secrets.token_bytes(LENGTH)
         with self._lock:
             self._good[node] = [_hash(token)]
+            if client is not None:
+                self._only[node] = client
         return token
 
     def admit(self, run: str, library: str, client: int, node: str, secret: bytes) -> bytes:
@@ -57,6 +61,8 @@ class Roster:
                 raise Refusal("the token is not, or no longer, that of this node")
             if not 0 <= client < self.clients:
                 raise Refusal(f"there are {self.clients} clients, from 0 on, and this one would be number {client}")
+            if self._only.get(node, client) != client:
+                raise Refusal(f"the key of this node is client {self._only[node]}'s, and it would be number {client}")
             others = [c for c, at in self._at.items() if at == node and c != client]
             if others or self._at.get(client, node) != node:
                 raise Refusal(
@@ -77,6 +83,7 @@ class Roster:
         """The node is gone: what it had is worth nothing, and its client may be at another node."""
         with self._lock:
             self._good.pop(node, None)
+            self._only.pop(node, None)
             self._at = {client: at for client, at in self._at.items() if at != node}
 
     def node(self, client: int) -> str | None:

@@ -24,6 +24,7 @@ from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 from fedopt.engine.remote import VERSION, Elsewhere, Remote
 from fedopt.engine.resident import Resident
+from fedopt.engine.stacked import Stacked
 from fedopt.engine.versions import NONE, Versions
 from fedopt.participation import selection
 from fedopt.problem import Problem
@@ -155,6 +156,22 @@ def test_isp(validation: str) -> None:
     part = selection("uniform", count=count)
     strategy = compose("fedavg", lr=0.1, batches=BATCHES, participation=part)
     compared(Surveyed(strategy, part, BATCHES) if part.surveys else strategy, problem)
+
+
+@pytest.mark.parametrize(
+    "name", ["scaffold", pytest.param("fedavg", marks=pytest.mark.slow), pytest.param("ditto", marks=pytest.mark.slow)]
+)
+def test_clients_with_another_executor_agree_to_rounding(name: str) -> None:
+    problem = problem_for(name, torch.float64)
+    strategy = compose(name, lr=0.1, batches=BATCHES, participation=selection(count=6))
+    near = Near(problem, strategy)
+    for resident in near.residents:
+        resident.executor = Stacked()
+    wanted, got = play(problem, strategy, ROUNDS), play(problem, Elsewhere(strategy), ROUNDS, executor=Remote(near))
+    for one, other in zip(left(got), left(wanted), strict=True):
+        if isinstance(other, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+    assert all(not resident.executor.refused for resident in near.residents if isinstance(resident.executor, Stacked))
 
 
 class Mute(Near):

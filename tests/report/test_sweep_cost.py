@@ -36,8 +36,8 @@ def test_who_dominates_whom() -> None:
 
 
 def test_a_gain_within_a_standard_error_does_not_dominate() -> None:
-    """s = 0.1 √2 for both, two seeds: an error of 0.1."""
-    for gain, wanted in ((0.099, ""), (0.101, "a")):
+    """s = 0.1 √2 for both, two seeds: an error of 0.1 √2."""
+    for gain, wanted in ((0.140, ""), (0.143, "a")):
         numbers = {"a": {"plain": (0.5 + gain, 0.7 + gain)}, "b": {"plain": (0.5, 0.7)}}
         assert rows(costing(numbers, {"a": 10, "b": 20}))["plain", "b"] == wanted
     lower = {"a": {"plain": (0.1, 0.1)}, "b": {"plain": (0.5, 0.5)}}

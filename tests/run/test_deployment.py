@@ -28,7 +28,7 @@ from fedopt.types import WireError
 from fedopt.wire import authority
 from fedopt.wire.link import Keys, Listener
 from fedopt.wire.roster import Roster
-from fedopt.worker import LOST, REFUSED
+from fedopt.worker import LIVED_S, LOST, REFUSED
 
 ROOT = Path(fedopt.__file__).parents[1]
 CLIENTS = 3
@@ -157,32 +157,47 @@ def test_a_deployed_run_is_its_simulation(method: str, federation: Any, tmp_path
     compared(tmp_path, made)
 
 
+def taking_part(worker: subprocess.Popen[str]) -> int:
+    """The process that a worker works in."""
+    (child,) = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    return int(child)
+
+
 @pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "stopped"]
+    "how",
+    ["killed with its parent", "killed", pytest.param("stopped", marks=pytest.mark.slow)],
 )
-def test_a_client_that_dies_or_hangs_comes_back_and_nothing_is_lost(
-    how: signal.Signals, federation: Any, tmp_path: Path
-) -> None:
+def test_a_client_that_dies_or_hangs_comes_back_and_nothing_is_lost(how: str, federation: Any, tmp_path: Path) -> None:
     made = federation({"strategy.name": "scaffold", "strategy.steps": 20})
     made.gather(tmp_path / "run")
+    time.sleep(LIVED_S if how == "killed" else 0.0)
+    victim = made.workers[1]
+    first = taking_part(victim)
 
     def strike(line: dict[str, Any]) -> None:
         if line["exchange"] != 1:
             return
-        victim = made.workers[1]
-        os.kill(victim.pid, how)
+        if how == "killed":
+            os.kill(first, signal.SIGKILL)
+            return
+        if how == "stopped":
+            os.kill(first, signal.SIGSTOP)
+        else:
+            os.kill(victim.pid, signal.SIGKILL)
 
         def again() -> None:
-            if how is signal.SIGKILL:
+            if how == "stopped":
+                time.sleep(1.5)
+                os.kill(first, signal.SIGCONT)
+            else:
                 victim.wait()
                 made.start(1)
-            else:
-                time.sleep(1.5)
-                os.kill(victim.pid, signal.SIGCONT)
 
         threading.Thread(target=again, daemon=True).start()
 
     assert made.run(tmp_path / "run", callback=strike).status == "finished"
+    if how == "killed":
+        assert victim.poll() is None and taking_part(victim) != first, "another process took its place"
     compared(tmp_path, made)
 
 

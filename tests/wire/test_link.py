@@ -303,7 +303,7 @@ def test_parts_come_in_any_order_and_may_come_twice() -> None:
     assert whole.take(chunks[1]) == message
     for wrong in (
         Chunk(exchange=3, part=0, parts=0, data=b""),
-        Chunk(exchange=3, part=0, parts=9, data=bytes(PART)),
+        Chunk(exchange=3, part=0, parts=LIMIT // PART + 1, data=bytes(PART)),
         Chunk(exchange=3, part=3, parts=3, data=b""),
         Chunk(exchange=3, part=0, parts=3, data=bytes(PART - 1)),
         Chunk(exchange=3, part=2, parts=3, data=bytes(PART + 1)),

@@ -113,7 +113,7 @@ class isp:
     unmet: what is done where no k will do. "stay": m stays as it is; "largest": k* is the last k that was tried.
     fallback: m where the very first search finds nothing and m would stay; None: as it is.
     span: of the moving average of F, e <- a F(x_t) + (1 - a) e with a = 2 / (span + 1); None: period.
-    pool_factor, pool: B = min(p, ⌈pool_factor m⌉), or `pool` if that is given; all p clients without either.
+    pool_factor, pool: B = min(p, ⌈pool_factor m⌉, most), or `pool` if that is given; all p clients without either.
     reference: l_ref. "ema": the moving average, F(x_b) included; "last": F(x_b); "min": the lower of the two; "best":
         the lowest of the average and of all F(x_t) since the last search.
     least, most: lowest and highest k of the grid, and m.
@@ -205,6 +205,8 @@ class isp:
             many = self.pool
         else:
             many = p if self.pool_factor is None else math.ceil(self.pool_factor * state.number)
+            if self.pool_factor is not None and self.rule.most is not None:
+                many = min(many, self.rule.most)
         if state.round < self.warmup:
             return Ask(min(p, self.rule.warmup_clients or many), epochs=self.warmup_epochs)
         if self._searches(state.round):

@@ -248,6 +248,10 @@ def test_pools_and_epochs() -> None:
     state = steady.init(_Clients(30))
     asked = [steady.ask(state._replace(round=t), 30) for t in range(4)]
     assert [tuple(ask) for ask in asked] == [(4, 3, False)] * 2 + [(6, None, True), (4, None, False)]
+    many = state._replace(round=2, number=8)
+    assert steady.ask(many, 30).number == 9, "nobody trains beyond the most that can be found, 5 / 4 of 7"
+    assert counts.of({**options, "pool": 12}, None).ask(many, 30).number == 12
+    assert counts.of({**options, "pool_factor": None}, None).ask(many, 30).number == 30
 
 
 def test_a_selector_that_always_gives_the_same_clients_is_evaluated_once() -> None:
