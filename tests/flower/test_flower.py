@@ -50,9 +50,11 @@ def test_over_the_link(flower: Any, simulated: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_by_messages(flower: Any, simulated: Any, tmp_path: Path) -> None:
+    """The same, by Flower's messages alone."""
     flower.deploy()
-    out = flower.run("test", tmp_path / "run", METHODS["scaffold"], executor="flower")
-    compared(out, simulated(METHODS["scaffold"]))
+    for name, changes in METHODS.items():
+        out = flower.run("test", tmp_path / name, changes, executor="flower")
+        compared(out, simulated(changes))
 
 
 @pytest.mark.slow
