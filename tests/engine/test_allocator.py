@@ -17,7 +17,7 @@ for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000).mul(2.0)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(max(faults[15:]))
+print(sorted(faults[15:])[2])  # of a single one, the kernel may have taken pages back
 """
 
 

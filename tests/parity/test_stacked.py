@@ -30,6 +30,11 @@ BATCHES = Batches(size=4)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 STRATEGIES = strategies.registry.names()
+SOME = [
+    name if name in ("fedavg", "scaffold", "ditto") else pytest.param(name, marks=pytest.mark.slow)
+    for name in STRATEGIES
+]
+"""Of them, a few beside the slow tests."""
 OPTIMIZERS = optimizers.registry.names()
 MODELS = models.registry.names()
 SMOOTH = [
@@ -164,7 +169,7 @@ def test_evaluation_on_clients(strategy: str) -> None:
     torch.testing.assert_close(stacked.weights, problem.data.splits["train"].sizes.double(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SOME)
 def test_lanes_side_by_side(strategy: str) -> None:
     """Enough rounds that most of them run as graphs, in two threads at once; two runs have the same bits."""
     problem = problem_for(strategy, "mlp")
@@ -224,7 +229,7 @@ def test_keyed_dropout_with_every_strategy(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("width", [1, 2, None])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.slow), 2, None])
 def test_micro_cohorts(strategy: str, width: int | None) -> None:
     """Any width agrees; the same width gives the same bits, also where it is taken over from an earlier run."""
     problem = problem_for(strategy, "mlp")

@@ -62,7 +62,7 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, small: Small, same:
     same(tmp_path / "whole", tmp_path / "part")
 
 
-@pytest.mark.parametrize("name", ["ef21", "marina", "dasha"])
+@pytest.mark.parametrize("name", ["ef21", *(pytest.param(n, marks=pytest.mark.slow) for n in ("marina", "dasha"))])
 def test_ray_gives_what_serial_gives(name: str, small: Small, same: Same, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'fedopt[ray]'")
     document = small({**compressed(name), "run.rounds": 3})

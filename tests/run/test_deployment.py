@@ -165,7 +165,7 @@ def taking_part(worker: subprocess.Popen[str]) -> int:
 
 @pytest.mark.parametrize(
     "how",
-    ["killed with its parent", "killed", pytest.param("stopped", marks=pytest.mark.slow)],
+    ["killed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("killed with its parent", "stopped"))],
 )
 def test_a_client_that_dies_or_hangs_comes_back_and_nothing_is_lost(how: str, federation: Any, tmp_path: Path) -> None:
     made = federation({"strategy.name": "scaffold", "strategy.steps": 20})

@@ -62,7 +62,9 @@ def killed_and_resumed(document: dict[str, Any], kills: list[int], folder: Path,
     assert '"finished"' in (folder / "run.json").read_text()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["scaffold", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "scaffold")]
+)
 def test_killed_once(method: str, small: Small, same: Same, start: Start, write: Write, tmp_path: Path) -> None:
     document = small({**LONG, **METHODS[method]})
     moment = random.Random(method).randint(4, 9)

@@ -28,7 +28,10 @@ def chosen(selector: str, count: Any = 3) -> dict[str, Any]:
     return {"name": selector.split()[0], **SELECTORS[selector], "count": count}
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize(
+    "selector",
+    [s if s in ("pow_d", "fedcor", "delta") else pytest.param(s, marks=pytest.mark.slow) for s in SELECTORS],
+)
 def test_every_selector_with_isp_goes_on_with_the_same_bits(small: Small, tmp_path: Path, selector: str) -> None:
     """Under an attack, a rule with a trial function, and Top-K with error feedback."""
     document = small(
@@ -111,7 +114,7 @@ def test_warm_up_changes_the_local_epochs(small: Small, tmp_path: Path) -> None:
         ({"name": "uniform", "count": 3, "fraction": 0.5}, "participation", "not both"),
     ],
 )
-def test_bad_sections(small: Small, section: dict[str, Any], where: str, words: str) -> None:
+def test_bad_sections(small: Small, section: dict[str, Any], where: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        fedopt.run(small({"participation": section}))
+        fedopt.run(small({"participation": section}), out=tmp_path)
     assert refused.value.where == where

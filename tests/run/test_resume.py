@@ -46,7 +46,7 @@ def for_strategy(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", strategies.registry.names())
-@pytest.mark.parametrize("stopped", [1, 5])
+@pytest.mark.parametrize("stopped", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stopped_and_resumed_equals_uninterrupted(
     name: str, stopped: int, small: Small, same: Same, tmp_path: Path
 ) -> None:
