@@ -27,6 +27,7 @@ from fedopt.deploy.join import join as take_part
 from fedopt.deploy.serve import serve as be_server
 from fedopt.types import FedoptError
 from fedopt.wire import address, superlink
+from fedopt.wire.tail import read_json
 
 app = typer.Typer(help="A federation on real machines: its server, its clients, with Docker or without.")
 console = Console()
@@ -102,7 +103,7 @@ def status(folder: Folder) -> None:
     for experiment in folders.experiments(server):
         table.add_row(experiment.name, *_progress(experiment), str(experiment / "run"))
     console.print(table)
-    enrolled = _json(server / "state" / "enrolled.json").values()
+    enrolled = read_json(server / "state" / "enrolled.json").values()
     clients = Table("client", "key", "at Flower")
     for client in range(federation.clients):
         key = "good" if (server / "keys" / f"{client}.pub").exists() else "revoked"
@@ -212,7 +213,7 @@ def _progress(experiment: Path) -> tuple[str, str, str]:
     if (experiment / "given-up").exists():
         return "given up", "", (experiment / "given-up").read_text("utf-8").strip()
     run = experiment / "run"
-    told = str(_json(run / "run.json").get("status", "waiting"))
+    told = str(read_json(run / "run.json").get("status", "waiting"))
     try:
         lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     except OSError:
@@ -226,13 +227,5 @@ def _line(text: str) -> dict[str, float]:
     try:
         found = json.loads(text)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -26,6 +26,7 @@ from fedopt.deploy.processes import Kept, alive, command
 from fedopt.engine.record import write_json
 from fedopt.types import FedoptError
 from fedopt.wire import superlink
+from fedopt.wire.tail import read_json
 
 log = logging.getLogger(__name__)
 
@@ -156,14 +157,14 @@ class Server:
     def _enrol(self) -> None:
         """Make Flower know the nodes whose keys are here, and no others."""
         keys = {int(path.stem): path for path in (self.folder / "keys").glob("*.pub")}
-        enrolled, path = _json(self.state / "enrolled.json"), self.state / "enrolled.json"
+        enrolled, path = read_json(self.state / "enrolled.json"), self.state / "enrolled.json"
         for client in sorted(keys.keys() - set(enrolled.values())):
             said = self._flwr("supernode", "register", str(keys[client]), "fedopt")
             enrolled[str(said["node-id"])] = client
             write_json(path, enrolled)
             log.info("client %d is enrolled as node %s", client, said["node-id"])
         nodes = {node: client for node, client in enrolled.items() if client in keys}
-        if nodes != _json(self.state / "nodes.json"):
+        if nodes != read_json(self.state / "nodes.json"):
             write_json(self.state / "nodes.json", nodes)  # the server app invites these, and cuts off who is not here
         for node in enrolled.keys() - nodes.keys():
             log.warning("client %d is revoked", enrolled[node])
@@ -261,7 +262,7 @@ class Server:
         return said
 
     def _status(self, experiment: Path) -> str:
-        return str(_json(experiment / "run" / "run.json").get("status", ""))
+        return str(read_json(experiment / "run" / "run.json").get("status", ""))
 
     def _exchanges(self, experiment: Path) -> int:
         try:
@@ -277,7 +278,7 @@ class Server:
             return None
 
     def _stored(self) -> dict[str, Any]:
-        return _json(self.state / "serve.json")
+        return read_json(self.state / "serve.json")
 
     def _words(self, log_file: str | Path) -> str:
         path = log_file if isinstance(log_file, Path) else self.state / f"{log_file}.log"
@@ -313,11 +314,3 @@ def ailing(address: str, authority: Path) -> str:
             return ""
     except OSError as error:
         return str(error)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

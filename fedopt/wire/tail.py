@@ -134,14 +134,14 @@ def digest(line: bytes) -> bytes:
 
 def facts(folder: Path) -> dict[str, Any]:
     """run.json, with the name of the data, the number of clients and the attackers; empty where no run began."""
-    info = _json(folder / "run.json")
+    info = read_json(folder / "run.json")
     if not info:
         return {}
     try:
         data = tomllib.loads((folder / "config.toml").read_text("utf-8"))["data"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         data = None
-    partition = _json(folder / "partition.json")
+    partition = read_json(folder / "partition.json")
     population, listed = partition.get("population"), partition.get("clients")
     clients = population["clients"] if isinstance(population, dict) else len(listed) if listed else None
     more = {"data": data, "clients": clients, "attackers": partition.get("attackers"), "folder": str(folder)}
@@ -150,7 +150,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def ended(folder: Path) -> Over | None:
     """How the run in the folder ended, or None while it goes on."""
-    info = _json(folder / "run.json")
+    info = read_json(folder / "run.json")
     status = str(info.get("status", "running"))
     return None if status == "running" else Over(status, str(info.get("reason", "")))
 
@@ -231,7 +231,8 @@ def _written(folder: Path) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A document; an empty one where there is none that can be read (yet)."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -36,8 +36,7 @@ from fedopt.strategies.fedavg import fedavg
 from fedopt.strategies.fedbuff import fedbuff
 from fedopt.strategies.fedprox import fedprox
 from fedopt.types import Batches, FedoptError
-from fedopt.wire import flower
-from fedopt.wire.flower import Held, decoded, mod, served, stock, strategy
+from fedopt.wire.flower import Held, Stock, codec, decoded, hosted, mod, served, stock, strategy
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
@@ -565,7 +564,7 @@ OLD: list[bytes] = []
 
 
 def said(content: Any, body: bytes) -> None:
-    content["arrays"][flower.CODE] = Array("uint8", (len(body),), flower.CODED, body)
+    content["arrays"][codec.CODE] = Array("uint8", (len(body),), codec.CODED, body)
 
 
 @pytest.mark.parametrize("wrong", SPOILT)
@@ -583,7 +582,7 @@ def test_a_code_that_is_none_costs_its_node_the_round(wrong: str) -> None:
             if OLD:
                 spoil(message.content)
             else:
-                OLD.append(message.content["arrays"][flower.CODE].data)
+                OLD.append(message.content["arrays"][codec.CODE].data)
         return message
 
     there.change = change
@@ -696,9 +695,9 @@ def test_what_a_strategy_knows_comes_back_from_a_checkpoint_as_it_was(tmp_path: 
     }  # fmt: skip
     given = FedAvg()
     vars(given).update(known, record=first(), strategy=FedAdam(eta=0.5))
-    state = flower.Stock(3, {}, flower._attributes(given), ())
+    state = Stock(3, {}, hosted._attributes(given), ())
     stored = load_checkpoint(save_checkpoint(tmp_path, Checkpoint(3, state, {}, {}))).state.flower
-    found = flower._restored(FedAvg(), {n: v for n, v in stored.items() if n != "strategy"})
+    found = hosted._restored(FedAvg(), {n: v for n, v in stored.items() if n != "strategy"})
     for name, value in known.items():
         back = getattr(found, name)
         np.testing.assert_equal(back, value)
@@ -706,7 +705,7 @@ def test_what_a_strategy_knows_comes_back_from_a_checkpoint_as_it_was(tmp_path: 
     assert type(found.pair[1]) is np.int64 and found.vectors[0].dtype == np.float32
     assert found.record == first()
     given.strategy.eta = 0.1
-    inside = flower._restored(given, stored).strategy
+    inside = hosted._restored(given, stored).strategy
     assert inside.eta == 0.5 and given.strategy.eta == 0.1
 
 
