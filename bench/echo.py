@@ -34,7 +34,8 @@ def echo(address: str, authority: bytes, pb: Any, line: str) -> None:
     """One client, until the server is done."""
     client, node, secret, run, library = line.split()
     outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    heard: list[bytes] = []
+    heard: dict[int, bytes] = {}
+    part = 0
     hello = pb.Hello(
         version=1, library=library, run=run, client=int(client), node=node, secret=bytes.fromhex(secret)
     )  # fmt: skip
@@ -44,13 +45,18 @@ def echo(address: str, authority: bytes, pb: Any, line: str) -> None:
             frame = pb.Frame.FromString(raw)
             kind = frame.WhichOneof("body")
             if kind == "welcome":
+                part = frame.welcome.part
                 outbox.put(pb.Frame(here=pb.Here()).SerializeToString())
             elif kind == "chunk":
-                heard.append(raw)
+                heard[frame.chunk.part] = frame.chunk.data
                 if len(heard) == frame.chunk.parts:
-                    for one in heard:
-                        outbox.put(one)
-                    heard = []
+                    message, number = b"".join(heard[i] for i in sorted(heard)), frame.chunk.exchange
+                    heard.clear()
+                    parts = max(1, -(-len(message) // part))
+                    for i in range(parts):
+                        data = message[i * part : (i + 1) * part]
+                        chunk = pb.Chunk(exchange=number, part=i, parts=parts, data=data)
+                        outbox.put(pb.Frame(chunk=chunk).SerializeToString())
             elif kind == "done":
                 break
         outbox.put(None)

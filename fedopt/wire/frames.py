@@ -9,32 +9,43 @@ from fedopt.types import WireError
 from fedopt.wire.link_pb2 import Chunk, Frame
 
 PART = 1 << 18
-"""Bytes of a message in one frame. Several copies of a frame are on their way for each client, so larger ones cost the
-server memory; smaller ones cost time."""
+"""Bytes of a message in one frame, at the most."""
+
+FEW = 16
+"""Clients that get frames as long as that."""
 
 FRAME = PART + (1 << 12)
 """Bytes of a frame at the most; a longer one is not taken in."""
 
 
-def cut(exchange: int, message: bytes) -> Iterator[Frame]:
-    """The frames of a message."""
-    parts = max(1, -(-len(message) // PART))
+def part_size(clients: int) -> int:
+    """Bytes of a message in one frame, in a run with so many clients.
+
+    Frames of all clients are on their way at once, so large ones cost the server memory, a copy or two for each client;
+    small ones cost time, which a few clients do not have to pay.
+    """
+    return PART if clients <= FEW else PART // 4
+
+
+def cut(exchange: int, message: bytes, size: int = PART) -> Iterator[Frame]:
+    """The frames of a message, with so many bytes of it in each."""
+    parts = max(1, -(-len(message) // size))
     for part in range(parts):
         # no name for the part: a generator that waits keeps what it has names for
         yield Frame(
-            chunk=Chunk(exchange=exchange, part=part, parts=parts, data=message[part * PART : (part + 1) * PART])
+            chunk=Chunk(exchange=exchange, part=part, parts=parts, data=message[part * size : (part + 1) * size])
         )
 
 
 class Whole:
     """A message that comes in parts, in any order; one that comes twice counts once.
 
-    limit: bytes of the message at the most. Nothing is reserved for an announcement beyond it, and what is reserved is
-    filled in place.
+    limit: bytes of the message at the most; size: of it in each part. Nothing is reserved for an announcement beyond
+    the limit, and what is reserved is filled in place.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._most = max(1, -(-limit // PART))
+    def __init__(self, limit: int, size: int = PART) -> None:
+        self._size, self._most = size, max(1, -(-limit // size))
         self._parts: int | None = None
         self._have: set[int] = set()
         self._length = 0
@@ -47,21 +58,21 @@ class Whole:
                 raise WireError(f"a message of 1 to {self._most} parts is needed, one of {chunk.parts} was announced")
             self._parts = chunk.parts
             if self._parts > 1:  # zeros that the system gives one page at a time, as they are written over
-                self._content = io.BytesIO(bytes(self._parts * PART))
+                self._content = io.BytesIO(bytes(self._parts * self._size))
         data = chunk.data
         last = chunk.part == self._parts - 1
-        fits = len(data) <= PART if last else len(data) == PART
+        fits = len(data) <= self._size if last else len(data) == self._size
         if chunk.parts != self._parts or chunk.part >= self._parts or not fits:
             raise WireError(
-                f"parts 0 to {self._parts - 1} of {PART} bytes each, the last no longer, are needed; part {chunk.part}"
-                f" of {chunk.parts} with {len(data)} bytes was given"
+                f"parts 0 to {self._parts - 1} of {self._size} bytes each, the last no longer, are needed;"
+                f" part {chunk.part} of {chunk.parts} with {len(data)} bytes was given"
             )
         if self._parts == 1:
             return data
         if chunk.part not in self._have:
             self._have.add(chunk.part)
             self._length += len(data)
-            self._content.seek(chunk.part * PART)
+            self._content.seek(chunk.part * self._size)
             self._content.write(data)
         if len(self._have) < self._parts:
             return None

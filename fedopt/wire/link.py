@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from fedopt.types import FedoptError, Silence, WireError
 from fedopt.wire import journal
-from fedopt.wire.frames import FRAME, Whole, cut
+from fedopt.wire.frames import FRAME, PART, Whole, cut, part_size
 from fedopt.wire.link_pb2 import Done, Frame, Hello, Here, Welcome
 from fedopt.wire.roster import Refusal, Roster
 
@@ -139,7 +139,7 @@ class Listener:
         """Who was refused, by `REFUSED`."""
         self.heard: Callable[[float], object] | None = None
         """Called with the seconds from asking a client to its whole answer, in the link's thread."""
-        self._address, self._keys = address, keys
+        self._address, self._keys, self._part = address, keys, part_size(roster.clients)
         self._peers: dict[int, _Peer] = {}
         self._asked: dict[int, _Asked] = {}
         self._left: dict[int, float] = {}
@@ -336,7 +336,7 @@ class Listener:
         self.counts["joined"] += 1
         self.counts["came_back"] += old is not None or peer.client in self._left
         log.info("client %d is there", peer.client, extra={"client": peer.client})
-        await context.write(_frame(Frame(welcome=Welcome(secret=secret))))
+        await context.write(_frame(Frame(welcome=Welcome(secret=secret, part=self._part))))
         tasks = {asyncio.ensure_future(self._write(peer, context)), asyncio.ensure_future(self._read(peer, context))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -380,7 +380,7 @@ class Listener:
                 return
             if self._asked.get(peer.client) is not said:  # answered meanwhile, or given up
                 continue
-            for raw in map(_frame, cut(said.number, said.message())):
+            for raw in map(_frame, cut(said.number, said.message(), self._part)):
                 self.counts["bytes_out"] += len(raw)
                 await context.write(raw)
             del raw, said  # the next one may be long in coming
@@ -406,7 +406,7 @@ class Listener:
             self.counts["late"] += chunk.part == 0
             return
         if peer.reading != chunk.exchange or peer.whole is None:
-            peer.reading, peer.whole = chunk.exchange, Whole(asked.limit)
+            peer.reading, peer.whole = chunk.exchange, Whole(asked.limit, self._part)
         try:
             message = peer.whole.take(chunk)
         except WireError as error:
@@ -517,19 +517,20 @@ def _once(
         outbox.put(_frame(Frame(hello=hello)))
         frames = channel.stream_stream(METHOD)(iter(outbox.get, None))
         try:
-            whole, reading = Whole(limit), None
+            whole, reading, part = Whole(limit), None, PART
             for raw in frames:
                 frame = _read(raw)
                 kind = frame.WhichOneof("body")
                 if kind == "welcome":
                     keep(frame.welcome.secret)
+                    part = min(frame.welcome.part, PART) or PART
                     met.append(time.monotonic())
                     outbox.put(_frame(Frame(here=Here())))
                 elif kind == "done":
                     return frame.done.reason
                 elif kind == "chunk":
                     if frame.chunk.exchange != reading:
-                        whole, reading = Whole(limit), frame.chunk.exchange
+                        whole, reading = Whole(limit, part), frame.chunk.exchange
                     message = whole.take(frame.chunk)
                     if message is not None:
                         reading = None
@@ -539,8 +540,8 @@ def _once(
                             log.info(
                                 "%d bytes answered with %d in %.3f s", len(message), len(said), time.monotonic() - began
                             )
-                        for part in cut(frame.chunk.exchange, said):
-                            outbox.put(_frame(part))
+                        for one in cut(frame.chunk.exchange, said, part):
+                            outbox.put(_frame(one))
         finally:
             outbox.put(None)
             frames.cancel()

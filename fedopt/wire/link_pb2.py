@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64opt/v1/link.proto\x12\tfedopt.v1\"\xbe\x01\n\x05\x46rame\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.fedopt.v1.HelloH\x00\x12%\n\x07welcome\x18\x02 \x01(\x0b\x32\x12.fedopt.v1.WelcomeH\x00\x12!\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x10.fedopt.v1.ChunkH\x00\x12\x1f\n\x04here\x18\x04 \x01(\x0b\x32\x0f.fedopt.v1.HereH\x00\x12\x1f\n\x04\x64one\x18\x05 \x01(\x0b\x32\x0f.fedopt.v1.DoneH\x00\x42\x06\n\x04\x62ody\"d\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\x07\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x06\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0e\n\x06secret\x18\x06 \x01(\x0c\"(\n\x07Welcome\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\r\n\x05limit\x18\x02 \x01(\x06\"D\n\x05\x43hunk\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x06\x12\x0c\n\x04part\x18\x02 \x01(\x07\x12\r\n\x05parts\x18\x03 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x06\n\x04Here\"\x16\n\x04\x44one\x12\x0e\n\x06reason\x18\x01 \x01(\t26\n\x04Link\x12.\n\x04Talk\x12\x10.fedopt.v1.Frame\x1a\x10.fedopt.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64opt/v1/link.proto\x12\tfedopt.v1\"\xbe\x01\n\x05\x46rame\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.fedopt.v1.HelloH\x00\x12%\n\x07welcome\x18\x02 \x01(\x0b\x32\x12.fedopt.v1.WelcomeH\x00\x12!\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x10.fedopt.v1.ChunkH\x00\x12\x1f\n\x04here\x18\x04 \x01(\x0b\x32\x0f.fedopt.v1.HereH\x00\x12\x1f\n\x04\x64one\x18\x05 \x01(\x0b\x32\x0f.fedopt.v1.DoneH\x00\x42\x06\n\x04\x62ody\"d\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\x07\x12\x0f\n\x07library\x18\x02 \x01(\t\x12\x0b\n\x03run\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x06\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0e\n\x06secret\x18\x06 \x01(\x0c\"\'\n\x07Welcome\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\x07\"D\n\x05\x43hunk\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x06\x12\x0c\n\x04part\x18\x02 \x01(\x07\x12\r\n\x05parts\x18\x03 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x06\n\x04Here\"\x16\n\x04\x44one\x12\x0e\n\x06reason\x18\x01 \x01(\t26\n\x04Link\x12.\n\x04Talk\x12\x10.fedopt.v1.Frame\x1a\x10.fedopt.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=228
   _globals['_HELLO']._serialized_end=328
   _globals['_WELCOME']._serialized_start=330
-  _globals['_WELCOME']._serialized_end=370
-  _globals['_CHUNK']._serialized_start=372
-  _globals['_CHUNK']._serialized_end=440
-  _globals['_HERE']._serialized_start=442
-  _globals['_HERE']._serialized_end=448
-  _globals['_DONE']._serialized_start=450
-  _globals['_DONE']._serialized_end=472
-  _globals['_LINK']._serialized_start=474
-  _globals['_LINK']._serialized_end=528
+  _globals['_WELCOME']._serialized_end=369
+  _globals['_CHUNK']._serialized_start=371
+  _globals['_CHUNK']._serialized_end=439
+  _globals['_HERE']._serialized_start=441
+  _globals['_HERE']._serialized_end=447
+  _globals['_DONE']._serialized_start=449
+  _globals['_DONE']._serialized_end=471
+  _globals['_LINK']._serialized_start=473
+  _globals['_LINK']._serialized_end=527
 # @@protoc_insertion_point(module_scope)

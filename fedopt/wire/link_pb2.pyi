@@ -36,12 +36,12 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ..., library: _Optional[str] = ..., run: _Optional[str] = ..., client: _Optional[int] = ..., node: _Optional[str] = ..., secret: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("secret", "limit")
+    __slots__ = ("secret", "part")
     SECRET_FIELD_NUMBER: _ClassVar[int]
-    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     secret: bytes
-    limit: int
-    def __init__(self, secret: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
+    part: int
+    def __init__(self, secret: _Optional[bytes] = ..., part: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("exchange", "part", "parts", "data")

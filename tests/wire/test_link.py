@@ -19,7 +19,7 @@ import grpc
 
 from fedopt.types import FedoptError, Silence, WireError
 from fedopt.wire import authority
-from fedopt.wire.frames import FRAME, PART, Whole, cut
+from fedopt.wire.frames import FEW, FRAME, PART, Whole, cut
 from fedopt.wire.link import METHOD, Identity, Keys, LinkLost, Listener, talk
 from fedopt.wire.link_pb2 import Chunk, Frame, Hello
 from fedopt.wire.roster import Refusal, Roster
@@ -99,6 +99,31 @@ def test_messages_go_there_and_back(size: int, listener: Listener, ca: authority
     for person in people:
         person.join(10.0)
         assert person.ended == "the run is over"
+
+
+@pytest.mark.parametrize(("clients", "part"), [(FEW, PART), (FEW + 1, PART // 4)])
+def test_where_there_are_many_clients_messages_go_in_small_parts(
+    clients: int, part: int, keys: Keys, ca: authority.Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Chunk] = []
+    take = Whole.take
+
+    def noted(self: Whole, chunk: Chunk) -> bytes | None:
+        seen.append(chunk)
+        return take(self, chunk)
+
+    listener = Listener(Roster(RUN, LIBRARY, clients), keys=keys, deadline_s=20.0, patience_s=10.0)
+    listener.start()
+    try:
+        Person(listener, ca, 3)
+        assert listener.wait_for([3], 10.0) == []
+        monkeypatch.setattr(Whole, "take", noted)
+        content = bytes(range(256)) * (2 * PART // 256)
+        assert echoed(listener, 1, [3], content) == {3: content + b"\0"}
+        lengths = {(chunk.parts, len(chunk.data)) for chunk in seen if chunk.part == 0}
+        assert lengths == {(2 * PART // part + 1, part)} and len([c for c in seen if c.part == 0]) == 2, "both ways"
+    finally:
+        listener.close()
 
 
 @pytest.mark.parametrize(
