@@ -49,9 +49,10 @@ repetition; then *processes* in that column says so.
 
 The arms: fedopt with each of its executors, and with `auto`, measured after its choice; pfl 0.6.0 (its PyTorch model,
 FederatedAveraging, SimulatedBackend, without evaluation; in several processes over gloo); Flower 1.41.0 (its simulation
-on Ray, one core per client, FedAvg, a client app in plain torch that keeps its data and network between messages); and
-a loop in plain torch without a framework. *All threads* is one process with as many threads as cores. In the task with
-the LSTM everybody trains the same function: the arms named *torch.nn.LSTM* with torch's own layer, the other peers with
+on Ray, one core per client, FedAvg); and a loop in plain torch without a framework. Flower's client app is in plain
+torch and keeps its data and network between messages; the arm *app of its quickstart* does for each message what
+Flower's quickstart for PyTorch does: partition from Flower Datasets, transform, DataLoader, network, optimizer. *All
+threads* is one process with as many threads as cores. In the task with the LSTM everybody trains the same function: the arms named *torch.nn.LSTM* with torch's own layer, the other peers with
 a scan over positions, fedopt with its `char_lstm`, which can be stacked and whose gradient is not autograd's of a scan.
 """
 

@@ -21,4 +21,4 @@ make_venv() {  # name, then what pip installs
 
 make_venv fedopt -c constraints.txt -e '.[ray,ecg]' psutil==7.2.2
 make_venv pfl torch==2.13.0 pfl==0.6.0
-make_venv flower -c constraints.txt torch==2.13.0 'flwr[simulation]==1.41.0'
+make_venv flower -c constraints.txt torch==2.13.0 'flwr[simulation]==1.41.0' flwr-datasets==0.6.1

@@ -27,7 +27,7 @@ from fedopt.config import Config
 from fedopt.data import Dataset, Federation, federate, pool
 from fedopt.engine.adversary import Adversary, Group, Schedule
 from fedopt.engine.allocator import keep_freed
-from fedopt.engine.auto import Auto
+from fedopt.engine.auto import Auto, Candidate
 from fedopt.engine.availability import Availability, Pace
 from fedopt.engine.loop import Executor
 from fedopt.engine.memory import ClientMemory
@@ -315,13 +315,13 @@ def _executor(config: Config) -> Executor:
         if ray is None:
             raise ConfigError("executor.name", "'ray' needs the package ray: pip install 'fedopt[ray]'")
         return ray(asked.inner, asked.workers)
-    inside: dict[str, Executor] = {"stacked": Stacked(asked.memory_mb, device, asked.precision)}
+    inside: dict[str, Candidate] = {"stacked": Stacked(asked.memory_mb, device, asked.precision)}
     threads = asked.workers or cores()
     if device == "cpu" and threads > 1:
         inside[f"stacked x {threads}"] = Stacked(asked.memory_mb, device, asked.precision, threads)
     if device == "cpu" and asked.precision == "full":
         inside["serial"] = Serial()
-    pools: dict[str, tuple[int, Callable[[], Executor]]] = {}
+    pools: dict[str, tuple[int, Callable[[], Candidate]]] = {}
     if ray is not None and (device == "cpu" or asked.gpus_per_worker > 0):
         most = asked.workers or cores()
         for workers in sorted({most, max(2, most // 2)} if most > 1 else (), reverse=True):
@@ -330,7 +330,7 @@ def _executor(config: Config) -> Executor:
     return Auto(inside, pools, config.run.rounds)
 
 
-def _ray(config: Config) -> Callable[[Literal["serial", "stacked"], int | None], Executor] | None:
+def _ray(config: Config) -> Callable[[Literal["serial", "stacked"], int | None], Candidate] | None:
     """Maker of ray executors; None where Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         return None

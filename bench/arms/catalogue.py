@@ -90,7 +90,16 @@ def arms(cores: int) -> tuple[Arm, ...]:
         Arm("flower-fused", "Flower simulation, torch.nn.LSTM", "flower", ("--workers", every, "--fused"), 1, cores,
             _wants("flower", True), one_process=False)
     )  # fmt: skip
+    found.append(
+        Arm("flower-quickstart", "Flower simulation, app of its quickstart", "flower",
+            ("--workers", every, "--quickstart"), 1, cores, _of_equal_shares, one_process=False)
+    )  # fmt: skip
     return tuple(found)
+
+
+def _of_equal_shares(task: Task) -> bool:
+    """Where Flower Datasets can give the task's own partitions, on the network that its figure is compared for."""
+    return "flower" in task.peers and task.net == "mlp" and task.work == "train"
 
 
 def _heavy(task: Task) -> bool:

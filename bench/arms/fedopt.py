@@ -23,7 +23,7 @@ from fedopt.participation.uniform import uniform
 from fedopt.problem import Problem
 from fedopt.types import Client, ClientProgram, Exchange, Info, Named, Programs, Replies, Uplink
 
-SETTLING = 40
+SETTLING = 80
 """Most exchanges that `auto` is given to make its choice."""
 
 

@@ -1,4 +1,8 @@
-"""The Flower arm: its simulation (Ray, one core per client), its FedAvg, and a client app in plain torch.
+"""The Flower arms: its simulation (Ray, one core per client), its FedAvg, and a client app in torch.
+
+The app keeps its data and network in the worker between messages and takes its gradients by hand. With `--quickstart`
+it does for each message what the app of Flower's own quickstart for PyTorch does: partition from Flower Datasets,
+transform, DataLoader, network, optimizer.
 
 The simulation runs in this process (`run_simulation`), so that its rounds can be timed without a SuperLink's start.
 """
@@ -33,7 +37,7 @@ _LOADED: dict[str, Any] = {}
 """In a worker: the task and its module, made for the first client there."""
 
 
-def train(message: Any, context: Any, name: str, fused: bool) -> Any:
+def train(message: Any, context: Any, name: str, fused: bool, quickstart: bool) -> Any:
     """A client's work, in a Ray worker."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
@@ -46,6 +50,11 @@ def train(message: Any, context: Any, name: str, fused: bool) -> Any:
     arrays = message.content["arrays"]
     if task.task.work == "null":
         state = {key: value * (1.0 + 1e-9 * client) for key, value in arrays.to_torch_state_dict().items()}
+    elif quickstart:
+        module = nets.NETS[task.task.net](tuple(task.x.shape[1:]), task.classes)
+        module.load_state_dict(arrays.to_torch_state_dict())
+        _fit(module, _loader(task, client, int(context.node_config["num-partitions"])), task.task.lr)
+        state = module.state_dict()
     else:
         module.load_state_dict(arrays.to_torch_state_dict())
         params = list(module.parameters())
@@ -60,6 +69,37 @@ def train(message: Any, context: Any, name: str, fused: bool) -> Any:
     samples = float(task.offsets[client + 1] - task.offsets[client])
     content = {"arrays": ArrayRecord(OrderedDict(state)), "metrics": MetricRecord({"num-examples": samples})}
     return Message(content=RecordDict(content), reply_to=message)
+
+
+def _loader(task: tasks.Loaded, client: int, clients: int) -> Any:
+    """The client's batches, from Flower Datasets. Equal shares of what lies in order are the task's own partitions."""
+    from flwr_datasets.partitioner import IidPartitioner
+    from torch.utils.data import DataLoader
+
+    if "partitioner" not in _LOADED:
+        import datasets
+
+        columns = {"image": task.x[task.index].numpy(), "label": task.y[task.index].numpy()}
+        _LOADED["partitioner"] = IidPartitioner(num_partitions=clients)
+        _LOADED["partitioner"].dataset = datasets.Dataset.from_dict(columns)
+
+    def transform(rows: dict[str, Any]) -> dict[str, Any]:
+        rows["image"] = [torch.tensor(image) for image in rows["image"]]
+        return rows
+
+    partition = _LOADED["partitioner"].load_partition(client).with_transform(transform)
+    return DataLoader(partition, batch_size=task.task.batch, shuffle=True)
+
+
+def _fit(module: torch.nn.Module, loader: Any, lr: float) -> None:
+    """One epoch, as people write it."""
+    criterion, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(module.parameters(), lr=lr)
+    module.train()
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = criterion(module(batch["image"]), batch["label"])
+        loss.backward()
+        optimizer.step()
 
 
 class _Server:
@@ -120,6 +160,7 @@ def main() -> None:
     arguments.add_argument("task")
     arguments.add_argument("--workers", type=int, default=2)
     arguments.add_argument("--fused", action="store_true")
+    arguments.add_argument("--quickstart", action="store_true")
     given = arguments.parse_args()
     line = Line()
     os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="bench-flwr-")
@@ -132,7 +173,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     task = tasks.load(given.task)
     server, client = ServerApp(), ClientApp()
-    name, fused = given.task, given.fused
+    name, fused, quickstart = given.task, given.fused, given.quickstart
 
     @server.main()  # type: ignore[untyped-decorator]
     def serve_rounds(grid: Any, context: Any) -> None:
@@ -146,7 +187,7 @@ def main() -> None:
     def work(message: Any, context: Any) -> Any:
         from bench.arms import flower
 
-        return flower.train(message, context, name, fused)
+        return flower.train(message, context, name, fused, quickstart)
 
     run_simulation(
         server_app=server,

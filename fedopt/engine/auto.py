@@ -1,14 +1,17 @@
 """The auto executor: the first exchanges of a run show which executor is the fastest, and that one stays.
 
-What the trials compute is what the run asked for; no exchange is run twice.
+Every candidate has a few exchanges. Those that come out near the fastest take turns afterwards, for the speed of a
+machine changes by more between two moments than there is between two good executors. What the trials compute is what
+the run asked for; no exchange is run twice.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,11 +31,32 @@ WARM = 10
 HOPELESS = 3.0
 """A candidate that is so many times slower than the best is not measured again."""
 
-CLEARLY = 1.1
-"""How many times faster than the best within this process a pool has to be, for a few exchanges tell no less apart."""
+NEAR = 1.25
+"""Candidates that are at most so many times slower than the fastest take turns with it,"""
+
+FINALISTS = 3
+"""of which there are so many at most,"""
+
+TURNS = 3
+"""each so often,"""
+
+TURN = 3
+"""for so many exchanges. The first of a turn does not count; of the others, the median does."""
+
+CLEARLY = 1.05
+"""How many times faster than the best within this process a pool has to be, for it costs memory."""
 
 STARTING = 15.0
 """Seconds that a pool of workers has to save over the rest of the run to be worth its start."""
+
+
+class Candidate(Executor, Protocol):
+    """An executor that can be compared."""
+
+    @property
+    def warming(self) -> bool:
+        """Whether the last exchange took longer than it will when it recurs."""
+        ...
 
 
 class Auto:
@@ -50,8 +74,8 @@ class Auto:
 
     def __init__(
         self,
-        inside: Mapping[str, Executor],
-        pools: Mapping[str, tuple[int, Callable[[], Executor]]],
+        inside: Mapping[str, Candidate],
+        pools: Mapping[str, tuple[int, Callable[[], Candidate]]],
         exchanges: int,
     ) -> None:
         self._executors = dict(inside)
@@ -92,7 +116,7 @@ class Auto:
         else:
             seconds = time.perf_counter() - started
             work = exchange.clients.numel() + self._samples(problem, exchange)
-            trial.note(seconds / work, seconds, bool(getattr(self._executors[label], "warming", False)))
+            trial.note(seconds / work, seconds, self._executors[label].warming)
         if trial.over:
             self._next(program, trial)
         return replies
@@ -120,7 +144,7 @@ class Auto:
         for executor in self._executors.values():
             executor.close()
 
-    def _executor(self, label: str) -> Executor:
+    def _executor(self, label: str) -> Candidate:
         if label not in self._executors:
             if label not in self._pools:
                 raise FedoptError(
@@ -155,6 +179,8 @@ class Auto:
                 trial.queue = worth[1:]
                 trial.begin(worth[0])
                 return
+        if trial.finals is None and trial.final():
+            return
         best = trial.best
         nearby = min(
             (label for label in trial.rate if label not in self._pools), key=trial.rate.__getitem__, default=best
@@ -182,15 +208,29 @@ class _Trial:
     def __init__(self, queue: list[str]) -> None:
         self.queue = queue[1:]
         self.rate: dict[str, float] = {}
-        """Best seconds per client and sample, by label."""
+        """Seconds per client and sample, by label: the best ones, and after the finals the median ones of these."""
         self.seconds: dict[str, float] = {}
         """Best seconds of an exchange."""
         self.pooled = False
+        self.finals: dict[str, list[float]] | None = None
+        """What the finalists took, once they take turns."""
         self.begin(queue[0])
 
     def begin(self, label: str) -> None:
         self.label, self.over = label, False
         self._run = self._timed = 0
+
+    def final(self) -> bool:
+        """Let the candidates that are near the best take turns, forwards and backwards; False if there is but one."""
+        near = sorted(self.rate, key=self.rate.__getitem__)[:FINALISTS]
+        near = [label for label in near if self.rate[label] <= NEAR * self.rate[self.best]]
+        self.finals = {label: [] for label in near}
+        if len(near) < 2:
+            return False
+        order = [label for turn in range(TURNS) for label in (near if turn % 2 == 0 else reversed(near))]
+        self.queue = order[1:]
+        self.begin(order[0])
+        return True
 
     @property
     def best(self) -> str:
@@ -199,11 +239,18 @@ class _Trial:
     def drop(self) -> None:
         """The candidate cannot run."""
         self.rate.pop(self.label, None)
+        self.queue = [label for label in self.queue if label != self.label]
         self.over = True
 
     def note(self, rate: float, seconds: float, warming: bool) -> None:
         """An exchange of the present candidate."""
         self._run += 1
+        if self.finals is not None:
+            if self._run > 1:
+                self.finals[self.label].append(rate)
+                self.rate[self.label] = statistics.median(self.finals[self.label])
+            self.over = self._run >= TURN
+            return
         others = [other for label, other in self.rate.items() if label != self.label]
         # while it is warming up, what it takes says little of what it will take
         far_behind = self._run > 1 and not warming and bool(others) and rate > HOPELESS * min(others)

@@ -151,6 +151,8 @@ class Ray:
         """Workers that were replaced."""
         self.serialised = 0
         """Bytes sent to and from workers in the last exchange."""
+        self.warming = False
+        """Whether a worker ran something eagerly in the last exchange that will be traced if it recurs."""
         self._cut = workers
         self._serial, self._stacked = Serial(), Stacked(memory_mb, self.device, precision)
         self._costs = Costs()
@@ -163,7 +165,7 @@ class Ray:
         if exchange.clients.numel() == 0:
             return merge(exchange, [])
         cohort = assemble(problem, exchange, memory, key)
-        self.serialised = 0
+        self.serialised, self.warming = 0, False
         sent = self._send(problem, programs, exchange)
         down = self._shared(arrays(exchange.down))
         name, known = exchange.program, exchange.program in self.refused
@@ -278,6 +280,7 @@ class Ray:
                 queues.drop(failed[0])
                 continue
             self.serialised += nbytes(answer)
+            self.warming |= answer["warming"]
             self._learn(job, worker, taken, answer["seconds"])
             done.update(taken)
             while turn in done:

@@ -38,6 +38,7 @@ class Serial:
     """Runs each client's `start`, `step` ... `step`, `finish` in turn; breakpoints in them work."""
 
     name = "serial"
+    warming = False
 
     def map(self, problem: Problem, programs: Programs, exchange: Exchange, memory: Named, key: Tensor) -> Replies:
         cohort = assemble(problem, exchange, memory, key)

@@ -122,6 +122,7 @@ class Stacked:
         pieces: Sequence[Tensor],
     ) -> Iterator[Part]:
         """The answers, piece by piece; a piece is a lane. Several run side by side where there are threads for them."""
+        self._traced.warming = False
         there = self._there(problem)
         if exchange.program not in self.width:
             self.width[exchange.program] = self.measure(problem, exchange, cohort)

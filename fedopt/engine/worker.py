@@ -200,6 +200,7 @@ class Worker:
             "memory": arrays(join([part.memory for part in parts])),
             "rejected": [tuple(rejection) for part in parts for rejection in part.rejected],
             "seconds": seconds,
+            "warming": inner.warming,
         }
 
 
