@@ -52,8 +52,9 @@ FederatedAveraging, SimulatedBackend, without evaluation; in several processes o
 on Ray, one core per client, FedAvg); and a loop in plain torch without a framework. Flower's client app is in plain
 torch and keeps its data and network between messages; the arm *app of its quickstart* does for each message what
 Flower's quickstart for PyTorch does: partition from Flower Datasets, transform, DataLoader, network, optimizer. *All
-threads* is one process with as many threads as cores. In the task with the LSTM everybody trains the same function: the arms named *torch.nn.LSTM* with torch's own layer, the other peers with
-a scan over positions, fedopt with its `char_lstm`, which can be stacked and whose gradient is not autograd's of a scan.
+threads* is one process with as many threads as cores. In the task with the LSTM everybody trains the same function: the
+arms named *torch.nn.LSTM* with torch's own layer, the other peers with a scan over positions, fedopt with its
+`char_lstm`, which can be stacked and whose gradient is not autograd's of a scan.
 """
 
 COLUMNS = ("arm", "threads x processes", "updates/s", "s/round", "memory MB", "bytes", "start s", "first s", "accuracy",
