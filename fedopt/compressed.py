@@ -12,6 +12,7 @@ exact. A client that is somewhere else tells its codes (`spoken`), and the serve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -80,17 +81,19 @@ class Compressed:
     spoken: bool = False
 
     def programs(self, problem: Problem) -> Programs:
-        inner = self.inner.programs(problem)
-        kept = {
-            **self.feedback.start(problem.d),
-            **{f"codec.{name}": value for name, value in self.codec.start(problem.d).items()},
-        }
-        memory = {
-            f"{PREFIX}{vector}.{name}": value for vector in self.vectors for name, value in _cast(kept, problem).items()
-        }
-        work = {name: self._sending(program, problem.d) for name, program in inner.work.items()}
-        hearing = Hearing(self.codec, _cast(self.feedback.held(problem.d), problem), partial(self._read, problem))
-        return Programs(work, {**inner.memory, **memory}, dict.fromkeys(self.vectors, hearing))
+        inner, lengths = self.inner.programs(problem), self._lengths(problem)
+        memory: Named = {}
+        coded: dict[str, Hearing] = {}
+        for vector, numel in lengths.items():
+            kept = {
+                **self.feedback.start(numel),
+                **{f"codec.{name}": value for name, value in self.codec.start(numel).items()},
+            }
+            memory |= {f"{PREFIX}{vector}.{name}": value for name, value in _cast(kept, problem).items()}
+            held = _cast(self.feedback.held(numel), problem)
+            coded[vector] = Hearing(self.codec, held, partial(self._read, problem, numel))
+        work = {name: self._sending(program, lengths) for name, program in inner.work.items()}
+        return Programs(work, {**inner.memory, **memory}, coded)
 
     def init(self, problem: Problem, key: Tensor) -> State:
         inner = self.inner.init(problem, key)
@@ -138,8 +141,26 @@ class Compressed:
     def model(self, problem: Problem, state: State) -> Named | None:
         return self.inner.model(problem, state.inner if isinstance(state, Broadcast) else state)
 
-    def _sending(self, program: ClientProgram, numel: int) -> ClientProgram:
+    def _lengths(self, problem: Problem) -> dict[str, int]:
+        """How long the vectors to be compressed are: as the model, where the strategy says nothing else of them."""
+        told = self._told(problem)
+        if told is None:
+            return dict.fromkeys(self.vectors, problem.d)
+        for name in self.vectors:
+            if name not in told:
+                raise FedoptError(
+                    f"compression.vectors: the strategy has no vector '{name}' to compress, it has"
+                    f" {', '.join(map(repr, told))}"
+                )
+        return {name: told[name] for name in self.vectors}
+
+    def _told(self, problem: Problem) -> dict[str, int] | None:
+        lengths: Callable[[Problem], dict[str, int]] | None = getattr(self.inner, "lengths", None)
+        return None if lengths is None else lengths(problem)
+
+    def _sending(self, program: ClientProgram, lengths: dict[str, int]) -> ClientProgram:
         """The program, whose vectors go through the codec at the end."""
+        some = hasattr(self.inner, "lengths")  # then not every program sends each of them
 
         def finish(client: Client, carry: Carry) -> Uplink:
             uplink = program.finish(client, carry)
@@ -147,11 +168,13 @@ class Compressed:
                 return uplink
             for name in self.vectors:
                 if name not in uplink.vectors:
+                    if some:
+                        continue
                     raise FedoptError(
                         f"compression.vectors: the strategy sends no vector '{name}', it sends"
                         f" {', '.join(map(repr, uplink.vectors))}"
                     )
-                uplink = self._sent(client, name, numel, uplink)
+                uplink = self._sent(client, name, lengths[name], uplink)
             return uplink
 
         return program._replace(finish=finish)
@@ -161,8 +184,8 @@ class Compressed:
         x, mine = uplink.vectors[name], f"{PREFIX}{name}."
         if x.shape[-1] != numel:
             raise FedoptError(
-                f"compression.vectors: '{name}' has {x.shape[-1]} entries, and the model {numel}; vectors of the"
-                " model's length can be compressed"
+                f"compression.vectors: '{name}' has {x.shape[-1]} entries, and {numel} were announced; vectors of the"
+                " model's length can be compressed, and those whose length the strategy tells"
             )
         memory = {key.removeprefix(mine): value for key, value in client.memory.items() if key.startswith(mine)}
         kept = {key.removeprefix("codec."): value for key, value in memory.items() if key.startswith("codec.")}
@@ -195,9 +218,11 @@ class Compressed:
         whole = ~finite if sent.whole is None else ~finite | sent.whole
         return uplink._replace(said={**uplink.said, name: Said(said[-1], whole, x)})
 
-    def _read(self, problem: Problem, said: Tensor, whole: bool, held: Named, down: Named) -> tuple[Tensor, Named]:
+    def _read(
+        self, problem: Problem, numel: int, said: Tensor, whole: bool, held: Named, down: Named
+    ) -> tuple[Tensor, Named]:
         """The row that a client's message stands for, and what is kept of that client now."""
-        shared, error = down.get(f"{PREFIX}shared"), self.codec.error(problem.d)
+        shared, error = down.get(f"{PREFIX}shared"), self.codec.error(numel)
         read = self.feedback.read(said.to(problem.dtype), held, whole, shared=shared, error=error)
         return read.row.to(problem.dtype), _cast(read.held, problem)
 

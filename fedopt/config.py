@@ -21,7 +21,7 @@ import tomli_w
 from fedopt import aggregators, attacks, compression, data, models, optimizers, participation, strategies
 from fedopt.aggregators import pre
 from fedopt.compression import feedback
-from fedopt.data import partitions
+from fedopt.data import partitions, vertical
 from fedopt.participation import counts
 from fedopt.problem import LOSSES
 from fedopt.registry import ConfigError, Registry, nearest
@@ -78,6 +78,19 @@ class Component(pydantic.BaseModel):
         return dict(self.model_extra or {})
 
 
+class Vertical(Component):
+    """How columns are cut over parties, for strategies in which parties hold columns of the same people."""
+
+    name: str = "even"
+    normalise: Literal["none", "variance", "standard"] = "variance"
+    """Of each column, by its party: divided by its deviation, centred as well, or as it is."""
+    missing: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Share of the people that each party lacks; those whom everybody has are found by their ids."""
+    alignment: Literal["given", "hashed", "psi"] = "given"
+    """How they are found: not at all (needs missing = 0), by hashes of ids, which hide nothing, or by a private set
+    intersection (`pip install 'fedopt[vfl]'`)."""
+
+
 class Data(Component):
     """Where the samples come from and how they are spread."""
 
@@ -89,6 +102,7 @@ class Data(Component):
     trial_samples: int = pydantic.Field(0, ge=0)
     trial: Component | None = None
     """A source that the server's trial samples are drawn from, in place of the training part."""
+    vertical: Vertical | None = None
     trial_saturation: float | None = pydantic.Field(None, ge=0)
     """q of the trial function, the mean of (1 - exp(-q loss)) / q over the trial samples; 0 is the loss itself. By
     default 0.25 where the loss is -log of a probability, and 0 for squares."""
@@ -153,8 +167,8 @@ class Compression(Component):
     name: str = "none"
     feedback: Component = Component(name="none")
     """What clients keep of what a codec lost."""
-    vectors: list[str] = ["delta"]
-    """Of those that clients send; the others are sent as they stand."""
+    vectors: list[str] | None = None
+    """Of those that clients send; the others are sent as they stand. By default `delta`, or what the strategy names."""
     down: Component | None = None
     """A codec for the model on its way to the clients: the change from what they were sent before."""
 
@@ -291,6 +305,7 @@ SECTIONS: dict[str, Registry] = {
     "data": data.registry,
     "data.partition": partitions.registry,
     "data.trial": data.registry,
+    "data.vertical": vertical.registry,
     "model": models.registry,
     "strategy": strategies.registry,
     "participation": participation.registry,
@@ -478,6 +493,7 @@ def components(config: Config) -> list[tuple[str, Component]]:
         ("data", config.data),
         ("data.partition", config.data.partition),
         ("data.trial", config.data.trial),
+        ("data.vertical", config.data.vertical),
         ("model", config.model),
         ("strategy", config.strategy),
         ("strategy.server", config.strategy.server),
@@ -519,6 +535,7 @@ def _room(where: str) -> str:
 _NESTED = (
     ("data", "partition"),
     ("data", "trial"),
+    ("data", "vertical"),
     ("strategy", "server"),
     ("participation", "count"),
     ("compression", "feedback"),

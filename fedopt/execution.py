@@ -27,6 +27,7 @@ from torch import nn
 
 from fedopt import config as configs
 from fedopt import keys
+from fedopt.compressed import bare
 from fedopt.config import Config, Stop
 from fedopt.engine import evaluate
 from fedopt.engine.checkpoint import Checkpoint, CheckpointError, load_checkpoint, misfit, newest, save_checkpoint
@@ -43,7 +44,7 @@ from fedopt.engine.record import (
     write_text,
 )
 from fedopt.engine.serial import ClientError
-from fedopt.registry import ConfigError
+from fedopt.registry import ConfigError, facts
 from fedopt.setup import Setup
 from fedopt.types import Named, Programs, State
 
@@ -249,7 +250,12 @@ def _evaluation(setup: Setup, progress: Progress, before: int) -> dict[str, Any]
     def due(every: int, last: int = 1) -> bool:
         return bool(every) and (state.round % every == 0 or state.round > run.rounds - last)
 
-    model = setup.strategy.model(problem, state)
+    model, vertical = setup.strategy.model(problem, state), facts(type(bare(setup.strategy))).get("vertical")
+    if vertical and due(run.evaluate_every, run.evaluate_last or 1):
+        programs = progress.programs or setup.strategy.programs(problem)
+        found |= evaluate.on_parties(
+            problem, bare(setup.strategy), programs, setup.executor, progress.memory, state, setup.key
+        )
     if due(run.evaluate_every, run.evaluate_last or 1) and model is not None:
         device = setup.config.executor.device
         there = {name: value.to(device) for name, value in model.items()}

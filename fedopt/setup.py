@@ -24,7 +24,7 @@ from fedopt.aggregators import pre
 from fedopt.compressed import Compressed, bare
 from fedopt.compression import feedback
 from fedopt.config import Config
-from fedopt.data import Dataset, Federation, federate, pool
+from fedopt.data import Dataset, Federation, federate, federate_vertically, pool
 from fedopt.engine.adversary import Adversary, Group, Schedule
 from fedopt.engine.allocator import keep_freed
 from fedopt.engine.auto import Auto, Candidate
@@ -38,6 +38,8 @@ from fedopt.problem import LIKELIHOODS, LOSSES, Network, Problem, layout
 from fedopt.registry import ConfigError, facts, parameters
 from fedopt.surveyed import MEASURES, SURVEYS, Surveyed
 from fedopt.types import Attack, Batches, Codec, Strategy
+from fedopt.vfl import losses
+from fedopt.vfl.blocks import is_linear
 
 INNER: tuple[Literal["stacked"], Literal["serial"]] = ("stacked", "serial")
 TRIAL_SATURATION = 0.25
@@ -78,7 +80,12 @@ def build(
     """Everything that a config describes, checked; objects take the place of their sections."""
     key = keys.root(config.run.seed)
     dtype = getattr(torch, config.run.dtype)
-    federation = data if isinstance(data, Federation) else _federation(config, data, key)
+    built = strategy or _strategy(config)
+    vertical = bool(facts(type(built)).get("vertical"))
+    if config.data.vertical is not None and not vertical:
+        raise ConfigError("data.vertical", f"strategy '{config.strategy.name}' has clients with samples, not columns")
+    cut = _vertical if vertical else _federation
+    federation = data if isinstance(data, Federation) else cut(config, data, key)
     portable = model is None and data is None and strategy is None
     for section, value in (("model", model), ("data", data), ("strategy", strategy)):
         if value is not None:  # the record says what was run, not what the section would have been
@@ -86,14 +93,13 @@ def build(
                 update={"name": f"{type(value).__module__}:{type(value).__name__}"}
             )
             config = config.model_copy(update={section: own})
-    if strategy is None:
-        strategy = _strategy(config)
+    strategy = built
     if facts(type(strategy)).get("pooled"):
         federation = pool(federation)
     federation = _cast(federation, dtype)
     adversary = _adversary(config, federation.clients, key)
     federation = adversary.poison(federation, keys.fold(key, "poison"))
-    problem = _problem(config, federation, model, key, dtype)
+    problem = (_vertical_problem if vertical else _problem)(config, federation, model, key, dtype, strategy)
     adversary = adversary._replace(fresh=_fresh(config, problem))
     guarantee = None
     if config.privacy is not None:
@@ -151,8 +157,68 @@ def _cast(federation: Federation, dtype: torch.dtype) -> Federation:
     return federation._replace(splits=splits, server=server)
 
 
+def _vertical(config: Config, dataset: Dataset | None, key: Tensor) -> Federation:
+    """Columns at parties, labels at the server."""
+    section = config.data
+    cut = section.vertical or configs.Vertical()
+    if section.clients is None:
+        raise ConfigError("data.clients", "the number of parties is needed")
+    unused = [name for name in ("valid_share", "trial_samples") if getattr(section, name)]
+    if unused or section.trial is not None:
+        raise ConfigError(f"data.{(*unused, 'trial')[0]}", "parties without labels have no such samples; remove it")
+    if dataset is None:
+        dataset = data.registry.build(section.name, section.options, "data")
+    return federate_vertically(
+        dataset,
+        parties=section.clients,
+        partition=cut.name,
+        partition_options=cut.options,
+        test_share=section.test_share,
+        normalise=cut.normalise,
+        missing=cut.missing,
+        alignment=cut.alignment,
+        key=keys.fold(key, "data"),
+    )
+
+
+def _vertical_problem(
+    config: Config, federation: Federation, module: nn.Module | None, key: Tensor, dtype: torch.dtype, strategy: Any
+) -> Problem:
+    """The problem of parties: their bottom network, and the label owner's loss by which their sum is scored."""
+    section = config.model
+    if section.loss is not None:
+        raise ConfigError("model.loss", "the label owner has the loss; set strategy.loss")
+    outputs = losses.outputs(strategy.loss, federation.classes, federation.task)
+    if module is None:
+        module = models.build(
+            section.name,
+            section.options,
+            inputs=federation.inputs,
+            classes=getattr(strategy, "width", None) or outputs,
+            vocabulary=federation.vocabulary,
+            key=keys.fold(key, "model"),
+            dtype=dtype,
+        )
+    network, initial = Network.of(module.to(dtype), tuple(section.trainable))
+    if is_linear(network.training):  # where the theory starts
+        initial = {"params": torch.zeros_like(initial["params"])}
+    score = losses.LOSSES[strategy.loss]
+
+    def per_sample(z: Tensor, y: Tensor) -> Tensor:
+        if not y.numel():  # a party's own outputs, for which there are no labels; their size is what is asked for
+            return z.square().sum(dim=1)
+        return score.each(z, losses.targets(strategy.loss, y, federation.classes, federation.task, z.dtype))
+
+    return Problem(network, federation, per_sample, initial)
+
+
 def _problem(
-    config: Config, federation: Federation, module: nn.Module | None, key: Tensor, dtype: torch.dtype
+    config: Config,
+    federation: Federation,
+    module: nn.Module | None,
+    key: Tensor,
+    dtype: torch.dtype,
+    strategy: Strategy,
 ) -> Problem:
     section = config.model
     classification = federation.task == "classification"
@@ -387,6 +453,10 @@ def _strategy(config: Config) -> Strategy:
     if "server" in wants:
         server = section.server or configs.Component.model_validate({"name": "sgd", "lr": 1.0})
         parts["server"] = optimizers.build(server.name, server.options, "strategy.server")
+    if "codec" in wants:
+        parts["codec"] = _codec(config)
+    if "broadcast" in wants:
+        parts["broadcast"] = _broadcast(config)
     given = (section.batch_size, section.epochs, section.steps)
     if any(value is not None for value in given) and "batches" not in wants:
         raise ConfigError("strategy", f"'{section.name}' takes no batch_size, epochs or steps; remove them")
@@ -406,18 +476,11 @@ def _compressed(config: Config, strategy: Strategy, problem: Problem) -> tuple[S
     """The strategy with compressed vectors, where anything is compressed, and the codec of what clients send."""
     strategy = _surveyed(strategy)
     asked = config.compression
-    options = dict(asked.options)
-    if asked.name == "none":  # as it stands
-        options.setdefault("dtype", config.run.dtype)
     shapes = problem.network.spec.shapes
-    codec = compression.build(asked.name, options, "compression", shapes)
-    down = None
-    if asked.down is not None:
-        down = compression.build(asked.down.name, asked.down.options, "compression.down", shapes)
-    if down is not None and down.asks:
-        raise ConfigError(
-            "compression.down.name", f"'{down.name}' is for clients; it needs {', '.join(sorted(down.asks))}"
-        )
+    codec, down = _codec(config, shapes), _broadcast(config, shapes)
+    if "broadcast" in parameters(type(strategy)):  # it does that itself
+        down = None
+    vectors = tuple(asked.vectors or facts(type(strategy)).get("vectors", ("delta",)))
     memory = feedback.build(asked.feedback.name, asked.feedback.options)
     if asked.name == asked.feedback.name == "none" and down is None:
         return strategy, codec
@@ -427,7 +490,28 @@ def _compressed(config: Config, strategy: Strategy, problem: Problem) -> tuple[S
             "feedback '%s' has no guarantee of convergence with the codec '%s', %s; it has one with codecs that are %s",
             memory.name, codec.name, kind, " or ".join(sorted(memory.needs)),
         )  # fmt: skip
-    return Compressed(strategy, codec, memory, tuple(asked.vectors), down), codec
+    return Compressed(strategy, codec, memory, vectors, down), codec
+
+
+def _codec(config: Config, shapes: compression.Shapes | None = None) -> Codec:
+    """Of what clients send."""
+    asked, options = config.compression, dict(config.compression.options)
+    if asked.name == "none":  # as it stands
+        options.setdefault("dtype", config.run.dtype)
+    return compression.build(asked.name, options, "compression", shapes)
+
+
+def _broadcast(config: Config, shapes: compression.Shapes | None = None) -> Codec | None:
+    """Of what they are sent."""
+    asked = config.compression.down
+    if asked is None:
+        return None
+    down = compression.build(asked.name, asked.options, "compression.down", shapes)
+    if down.asks:
+        raise ConfigError(
+            "compression.down.name", f"'{down.name}' is for clients; it needs {', '.join(sorted(down.asks))}"
+        )
+    return down
 
 
 def _surveyed(strategy: Strategy) -> Strategy:

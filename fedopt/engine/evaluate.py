@@ -76,6 +76,44 @@ def scores(confusion: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
     return {**found, "recall": by_class, "g_mean": g_mean, "macro_f1": float(f1.mean()) if f1.numel() else 0.0}
 
 
+def on_parties(
+    problem: Problem,
+    strategy: Any,
+    programs: Programs,
+    executor: Executor,
+    memory: ClientMemory,
+    state: Any,
+    key: Tensor,
+) -> dict[str, Any]:
+    """The parties' sum of outputs, judged: the training `objective`, and the owner's figures on the `test` people.
+
+    `objective` is the mean loss over the training people and the parties' penalties; the sum of losses where the
+    strategy does not normalise. Figures are those of `on_server`. Nothing where a party gives no answer.
+    """
+    found: dict[str, Any] = {}
+    data, parties = problem.data, torch.nonzero(state.presence.there).flatten()
+    for split, owned in data.server.items():
+        batches = Batches(split=split, size=None, shuffle=False)
+        exchange = Exchange(f"tell {split}", parties, {}, batches=batches, reduce="mean")
+        replies = executor.map(problem, programs, exchange, memory.of(parties), keys.fold(key, "evaluate"))
+        if replies.clients.numel() < parties.numel():
+            return {}
+        z = (replies.vectors["outputs"][0] * replies.weights[0]).reshape(owned.y.shape[0], -1)
+        outputs = strategy.predicted(problem, state, z) if hasattr(strategy, "predicted") else z
+        each = problem.per_sample(outputs, owned.y).double()
+        if split == "train":
+            fit = each.mean() if getattr(strategy, "normalise", True) else each.sum()
+            found["objective"] = float(fit) + float(replies.metrics["penalty"].double().sum())
+            continue
+        found["loss"] = float(each.mean())
+        if data.task == "classification":
+            classes = data.classes
+            pairs = owned.y.to(torch.int64).flatten() * classes + predictions(problem, outputs).flatten()
+            confusion = torch.bincount(pairs, minlength=classes * classes)
+            found |= scores(confusion.reshape(classes, classes), data.class_names)
+    return found
+
+
 def on_clients(
     problem: Problem,
     programs: Programs,

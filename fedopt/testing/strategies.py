@@ -34,6 +34,16 @@ _FEW = (5, 3, 6)
 """Samples of the clients where three of them are enough."""
 
 
+def horizontal() -> list[str]:
+    """Strategies whose clients hold samples."""
+    return [name for name in registry.names() if not facts(registry.get(name)).get("vertical")]
+
+
+def vertical() -> list[str]:
+    """Strategies whose clients are parties with columns of the same people."""
+    return [name for name in registry.names() if facts(registry.get(name)).get("vertical")]
+
+
 def check_strategy(component: Component | str, /, **options: Any) -> None:
     """Measure the laws of a strategy, with these options and the plainest parts (see `compose`), in float64.
 

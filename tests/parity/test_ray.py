@@ -19,13 +19,13 @@ from fedopt.engine.stacked import Stacked
 from fedopt.participation import selection
 from fedopt.problem import Problem
 from fedopt.registry import facts
-from fedopt.testing.strategies import Played, compose, play, small_federation, small_problem
+from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, Exchange
 
 SIZES = (7, 5, 9, 4, 6, 12, 3, 8, 5)
 ROUNDS = 5
 BATCHES = Batches(size=4)
-STRATEGIES = strategies.registry.names()
+STRATEGIES = horizontal()
 SOME = [
     name if name in ("fedavg", "scaffold", "ditto") else pytest.param(name, marks=pytest.mark.slow)
     for name in STRATEGIES

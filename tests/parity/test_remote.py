@@ -30,7 +30,7 @@ from fedopt.participation import selection
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, facts
 from fedopt.surveyed import Surveyed
-from fedopt.testing.strategies import Played, compose, play, small_federation, small_problem
+from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, FedoptError, Silence, Strategy
 from fedopt.wire.payload_pb2 import Up
 
@@ -106,7 +106,7 @@ def compared(strategy: Strategy, problem: Problem, folder: Path | None = None) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", strategies.registry.names())
+@pytest.mark.parametrize("name", horizontal())
 def test_every_strategy(name: str, dtype: torch.dtype) -> None:
     problem = problem_for(name, dtype)
     compared(compose(name, lr=0.1, batches=BATCHES, participation=selection(count=min(6, problem.clients))), problem)

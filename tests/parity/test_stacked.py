@@ -21,7 +21,7 @@ from fedopt.engine.stacked import Stacked
 from fedopt.participation import selection
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, facts
-from fedopt.testing.strategies import Played, compose, play, small_federation, small_problem
+from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, Exchange, Optimizer, Participation
 
 SIZES = (7, 5, 9, 4, 6)
@@ -29,7 +29,7 @@ ROUNDS = 3
 BATCHES = Batches(size=4)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
-STRATEGIES = strategies.registry.names()
+STRATEGIES = horizontal()
 SOME = [
     name if name in ("fedavg", "scaffold", "ditto") else pytest.param(name, marks=pytest.mark.slow)
     for name in STRATEGIES

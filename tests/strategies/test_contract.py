@@ -34,6 +34,7 @@ from fedopt.testing.strategies import (
     Played,
     check_strategy,
     compose,
+    horizontal,
     play,
     small_federation,
     small_problem,
@@ -41,7 +42,7 @@ from fedopt.testing.strategies import (
 )
 from fedopt.types import Batch, Batches, Client, Exchange, Info, Named, Programs, Replies, Strategy, Uplink
 
-NAMES = registry.names()
+NAMES = horizontal()
 POOLED = [name for name in NAMES if facts(registry.get(name)).get("pooled")]
 AVERAGING = [name for name in NAMES if "aggregator" in registry.wants(name)]
 SIZES = (7, 12, 5, 9, 11, 4)
