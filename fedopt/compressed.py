@@ -93,7 +93,7 @@ class Compressed:
             held = _cast(self.feedback.held(numel), problem)
             coded[vector] = Hearing(self.codec, held, partial(self._read, problem, numel))
         work = {name: self._sending(program, lengths) for name, program in inner.work.items()}
-        return Programs(work, {**inner.memory, **memory}, coded)
+        return inner._replace(work=work, memory={**inner.memory, **memory}, coded=coded)
 
     def init(self, problem: Problem, key: Tensor) -> State:
         inner = self.inner.init(problem, key)

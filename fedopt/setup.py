@@ -200,7 +200,7 @@ def _vertical_problem(
             dtype=dtype,
         )
     network, initial = Network.of(module.to(dtype), tuple(section.trainable))
-    if is_linear(network.training):  # where the theory starts
+    if is_linear(network.training) and not getattr(strategy, "width", None):  # where the theory starts
         initial = {"params": torch.zeros_like(initial["params"])}
     score = losses.LOSSES[strategy.loss]
 

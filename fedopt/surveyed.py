@@ -84,7 +84,9 @@ class Surveyed:
             "noise": _noise,
         }
         work |= {PREFIX + name: asked[name](problem) for name in sorted(self.participation.surveys)}
-        return Programs(work, {**inner.memory, **({END: problem.initial["params"]} if remembers else {})})
+        return inner._replace(
+            work=work, memory={**inner.memory, **({END: problem.initial["params"]} if remembers else {})}
+        )
 
     def init(self, problem: Problem, key: Tensor) -> State:
         return self.inner.init(problem, key)

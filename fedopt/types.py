@@ -101,6 +101,8 @@ class Programs(NamedTuple):
     """Vectors that are sent as codes."""
     home: Named | None = None
     """First values of the memory where clients keep it themselves; `memory` is then what the server keeps of them."""
+    longest: int = 0
+    """Entries of the longest vector that is sent, where one is longer than the model."""
 
 
 class Batches(NamedTuple):

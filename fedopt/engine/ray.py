@@ -56,6 +56,9 @@ CALL = 0.2
 DEATHS = 3
 """So many workers may die at the same lane before the run ends."""
 
+POOLS = 4
+"""Pools that a Ray started here has room for; while executors are compared, several are there at once."""
+
 _INLINE = 64 << 10  # bytes that travel with each call; more is put into the object store, once for each node
 _BATCH = 64 << 20  # bytes of answers in a call, and of sums that may be ahead of their turn
 _PATIENCE = 10.0  # seconds without news after which the cluster is looked at
@@ -501,7 +504,7 @@ class Ray:
                 return
             ray.init(
                 "local",
-                num_cpus=max(workers * self.threads, cores()),
+                num_cpus=POOLS * max(workers * self.threads, cores()),
                 object_store_memory=max(min(max(wanted, 256 << 20), limit), 80 << 20),
                 include_dashboard=False,
                 _system_config={

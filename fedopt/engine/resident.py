@@ -43,9 +43,9 @@ class Resident:
 
     @property
     def within(self) -> Within:
-        """The vectors that it takes: none is longer than the model and its buffers."""
+        """The vectors that it takes: none is longer than the model and its buffers, or than the programs say."""
         longest_vector = max(value.numel() for value in self.problem.initial.values())
-        return Within(longest_vector, self.problem.dtype)
+        return Within(max(longest_vector, self.programs.longest), self.problem.dtype)
 
     @property
     def limit(self) -> int:

@@ -48,8 +48,10 @@ class Versions:
             path = self._path(version)
             draft = path.with_suffix(".draft")
             try:
+                # safetensors refuses tensors that share storage, as two keys with one value do
+                content = save({name: value.contiguous().clone() for name, value in memory.items()})
                 with draft.open("wb") as file:
-                    file.write(save({name: value.contiguous() for name, value in memory.items()}))
+                    file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
                 draft.replace(path)

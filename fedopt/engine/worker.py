@@ -42,7 +42,13 @@ Arrays = dict[str, Any]
 
 def rebuilt(buffer: Any, dtype: str, shape: tuple[int, ...], parameter: bool, grad: bool) -> Tensor:
     """A tensor out of the buffer of a pickle."""
-    tensor = _tensor(np.frombuffer(buffer, np.uint8)).view(getattr(torch, dtype)).reshape(shape)
+    kind = getattr(torch, dtype)
+    # of nothing, not even another type can be had
+    tensor = (
+        _tensor(np.frombuffer(buffer, np.uint8)).view(kind).reshape(shape)
+        if len(buffer)
+        else torch.empty(shape, dtype=kind)
+    )
     return nn.Parameter(tensor, requires_grad=grad) if parameter else tensor.requires_grad_(grad)
 
 

@@ -165,6 +165,11 @@ def telling(
     return {f"{TELL} {split}": answering(work, {"outputs": n}, (), ("penalty",)) for split, n in lengths.items()}
 
 
+def longest(problem: Problem, outputs: int) -> int:
+    """Entries of the longest vector that travels: so many numbers for each person."""
+    return outputs * max(int(held.sizes[0]) for held in problem.data.splits.values())
+
+
 def powering(block: Block, length: int) -> ClientProgram:
     """A step of the power iteration for λ_max(A Aᵀ): from `u [m c]` sent down to `A_i A_iᵀ u`."""
 

@@ -143,7 +143,7 @@ class egvfl:
             "move": _parties.answering(move, length, changed, numbers),
             **_parties.telling(problem, mine, penalty, targets.shape[1], scored),
         }
-        return Programs(work, memory)
+        return Programs(work, memory, longest=_parties.longest(problem, targets.shape[1]))
 
     def init(self, problem: Problem, key: Tensor) -> Saddle:
         linear = self._block(problem).linear

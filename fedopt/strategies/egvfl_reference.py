@@ -163,7 +163,11 @@ class egvfl_reference:
             work[_name(told, False)] = _parties.answering(still, part, kept)
             work[_name(told, True)] = _parties.answering(moving, {**part, **whole}, (*kept, "w"))
         weights = problem.initial["params"]
-        return Programs(work, {_parties.STARTED: weights, "w": weights, "force": torch.zeros_like(weights)})
+        return Programs(
+            work,
+            {_parties.STARTED: weights, "w": weights, "force": torch.zeros_like(weights)},
+            longest=_parties.longest(problem, targets.shape[1]),
+        )
 
     def init(self, problem: Problem, key: Tensor) -> Referenced:
         if self.take is not None and self.take > problem.clients:

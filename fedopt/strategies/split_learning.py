@@ -96,13 +96,15 @@ class split_learning:
             **_parties.telling(problem, mine, Penalty(self.l2, 0.0), self._width(problem)),
         }
         weights = problem.initial["params"]
-        return Programs(work, {_parties.STARTED: weights, "velocity": torch.zeros_like(weights)})
+        return Programs(
+            work,
+            {_parties.STARTED: weights, "velocity": torch.zeros_like(weights)},
+            longest=_parties.longest(problem, self._width(problem)),
+        )
 
     def init(self, problem: Problem, key: Tensor) -> Split:
         if self.batches.epochs != 1:
-            raise ConfigError(
-                "strategy.epochs", "batches are drawn one by one; set run.rounds, or steps per batch"
-            )
+            raise ConfigError("strategy.epochs", "batches are drawn one by one; set run.rounds, or steps per batch")
         top = {} if self.width is None else _top(self.width, self.hidden, self._outputs(problem), key, problem.dtype)
         zero = torch.zeros(self._size(problem) * self._width(problem), dtype=problem.dtype)
         first = keys.fold(key, "batch")

@@ -95,7 +95,9 @@ class vertical_gd:
             "move": _parties.answering(move, self.lengths(problem), (_parties.STARTED, "point"), ("penalty",)),
             **_parties.telling(problem, mine, penalty, targets.shape[1]),
         }
-        return Programs(work, {_parties.STARTED: weights, "point": weights})
+        return Programs(
+            work, {_parties.STARTED: weights, "point": weights}, longest=_parties.longest(problem, targets.shape[1])
+        )
 
     def init(self, problem: Problem, key: Tensor) -> Descent:
         if self.step is None and not block(problem).linear:
