@@ -147,6 +147,8 @@ class egvfl:
 
     def init(self, problem: Problem, key: Tensor) -> Saddle:
         linear = self._block(problem).linear
+        if self.form == "dual":  # which a loss of many outputs refuses
+            self._owner(problem).prox(self._owner(problem).targets.flatten(), 1.0)
         if self.step is None and not linear:
             raise ConfigError("strategy.step", "there is a step by itself for linear bottom networks; give one")
         holder = self._owner(problem)

@@ -35,7 +35,7 @@ class Owner(NamedTuple):
         """argmin_z γ l(z) + ‖z - v‖² / 2. Raises ConfigError for a loss without one."""
         if self.loss.prox is None:
             raise ConfigError(
-                "strategy.form", f"the dual form needs a loss of single outputs; '{self.loss.name}' is none"
+                "strategy.form", f"'dual' needs a loss of single outputs; '{self.loss.name}' is none"
             )
         return self.k * self.loss.prox(self._people(v), self.targets, gamma).flatten()
 
