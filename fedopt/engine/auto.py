@@ -46,7 +46,7 @@ TURN = 3
 CLEARLY = 1.05
 """How many times faster than the best within this process a pool has to be, for it costs memory."""
 
-STARTING = 15.0
+STARTING = 30.0
 """Seconds that a pool of workers has to save over the rest of the run to be worth its start."""
 
 

@@ -122,12 +122,70 @@ class Walk(NamedTuple):
         }
 
 
-def walk(problem: Problem, exchange: Exchange, cohort: Cohort) -> Walk | None:
+class Whole(NamedTuple):
+    """One batch of everything that each client of a cohort holds, where all of it lies in one piece: nothing is copied.
+
+    The samples of client i of k are the rows `first + n i` to `first + n (i + 1)` of `x`, and of `y` from `place` on.
+    """
+
+    shards: Shards
+    first: int
+    place: int
+    n: int
+    k: int
+    layout: torch.memory_format
+
+    @property
+    def steps(self) -> Tensor:
+        """One for each client."""
+        return torch.ones(self.k, dtype=torch.int64)
+
+    def to(self, device: torch.device) -> Whole:
+        """The same; what lies on the device are the shards."""
+        return self
+
+    def batch(self, step: int, clients: slice) -> Batch:
+        """The batch of some clients, the first ones."""
+        x, y = self._rows()
+        mask = torch.ones(self.k, self.n, dtype=torch.bool, device=x.device)
+        every = {"x": x.unflatten(0, (self.k, self.n)), "y": y.unflatten(0, (self.k, self.n)), "mask": mask}
+        return {name: value[clients] for name, value in every.items()}
+
+    def single(self, step: int) -> Batch:
+        """The batch of the only client."""
+        x, y = self._rows()
+        mask = torch.ones(self.n, dtype=torch.bool)
+        return {"x": x.contiguous(memory_format=self.layout), "y": y, "mask": mask}
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        rows = self.n * self.k
+        return self.shards.x[self.first : self.first + rows], self.shards.y[self.place : self.place + rows]
+
+
+def whole(shards: Shards, cohort: Cohort, layout: torch.memory_format) -> Whole | None:
+    """The cohort's data in one piece; None where clients hold different numbers of samples, or some lie elsewhere."""
+    n, k, place = int(cohort.samples[0]), cohort.clients.numel(), int(shards.offsets[cohort.clients[0]])
+    if n == 0 or not torch.equal(shards.offsets[cohort.clients], place + n * torch.arange(k)):
+        return None
+    if not bool((cohort.samples == n).all()):
+        return None
+    index = shards.index[place : place + n * k]
+    first = int(index[0])
+    if int(index[-1]) - first != n * k - 1 or not bool((index[1:] - index[:-1] == 1).all()):
+        return None
+    return Whole(shards, first, place, n, k, layout)
+
+
+def walk(problem: Problem, exchange: Exchange, cohort: Cohort) -> Walk | Whole | None:
     """The batches of these clients; None for programs that need no data, and for exchanges of no step."""
     if exchange.batches is None or exchange.batches.steps == 0:
         return None
     shards = split(problem, exchange)
     _, size, epochs, steps, shuffle = exchange.batches
+    if size is None and not shuffle and (epochs if steps is None else steps) == 1:
+        there = whole(shards, cohort, problem.layout)
+        if there is not None:
+            return there
     offsets, mask = draw(cohort.samples, keys.fold(cohort.key, "batches"), size, epochs, steps, shuffle)
     positions = shards.offsets[cohort.clients][:, None, None] + offsets
     return Walk(shards, positions, mask, mask.any(dim=2).sum(dim=1), problem.layout)

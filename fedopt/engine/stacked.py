@@ -15,7 +15,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from fedopt import keys, models
-from fedopt.engine.cohort import Cohort, Walk, assemble, walk
+from fedopt.engine.cohort import Cohort, Walk, Whole, assemble, walk
 from fedopt.engine.collect import Part, gather, merge
 from fedopt.engine.serial import Serial
 from fedopt.engine.trace import Traced
@@ -166,7 +166,7 @@ class Stacked:
                 )
             yield lane, where, uplinks
 
-    def _run(self, program: ClientProgram, cohort: Cohort, batches: Walk | None) -> Uplink:
+    def _run(self, program: ClientProgram, cohort: Cohort, batches: Walk | Whole | None) -> Uplink:
         """The whole work of a micro-cohort whose longest walks come first."""
         client = cohort.stacked()
         start, step, finish = _stacked(program)

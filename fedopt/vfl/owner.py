@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,9 +35,7 @@ class Owner(NamedTuple):
     def prox(self, v: Tensor, gamma: float) -> Tensor:
         """argmin_z γ l(z) + ‖z - v‖² / 2. Raises ConfigError for a loss without one."""
         if self.loss.prox is None:
-            raise ConfigError(
-                "strategy.form", f"'dual' needs a loss of single outputs; '{self.loss.name}' is none"
-            )
+            raise ConfigError("strategy.form", f"'dual' needs a loss of single outputs; '{self.loss.name}' is none")
         return self.k * self.loss.prox(self._people(v), self.targets, gamma).flatten()
 
     def dual_prox(self, v: Tensor, gamma: float) -> Tensor:
@@ -47,6 +46,10 @@ class Owner(NamedTuple):
         return z.reshape(self.targets.shape) / self.k
 
 
+_targets = lru_cache(maxsize=8)(targets)
+"""Made once for the same tensor of labels, since an owner is asked for in every exchange."""
+
+
 def owner(problem: Problem, loss: str, normalise: bool) -> Owner:
     """The owner of the labels in `problem.data.server["train"]`.
 
@@ -55,5 +58,5 @@ def owner(problem: Problem, loss: str, normalise: bool) -> Owner:
     data = problem.data
     if "train" not in data.server:
         raise ConfigError("data", "the label owner is without labels; a vertical federation has them at the server")
-    t = targets(loss, data.server["train"].y, data.classes, data.task, problem.dtype)
+    t = _targets(loss, data.server["train"].y, data.classes, data.task, problem.dtype)
     return Owner(LOSSES[loss], t, 1.0 / math.sqrt(t.shape[0]) if normalise else 1.0)
