@@ -421,3 +421,17 @@ def test_a_cluster_that_is_not_there(executor: Ray, problem: Problem) -> None:
     with pytest.raises(ConfigError, match=r"executor.address: no Ray cluster at '127.0.0.1:1'"):
         mapped(elsewhere, problem, programs(no_op), asked(problem))
     assert time.monotonic() - began < 30.0
+
+
+def test_two_pools_are_there_at_once() -> None:
+    """As when executors are compared: the second one is not kept waiting for the first one's place."""
+    problem = small_problem(small_federation(SIZES))
+    work, exchange = programs(lambda client, carry: None), asked(problem)
+    one, other = Ray("serial", workers=2), Ray("serial", workers=2)
+    try:
+        first = mapped(one, problem, work, exchange)
+        second = mapped(other, problem, work, exchange)
+        assert torch.equal(first.vectors["delta"], second.vectors["delta"])
+    finally:
+        other.close()
+        one.close()
