@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "fedopt needs Python 3.11 or newer, $(PYTHON) is not; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,deploy,ecg,privacy,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,deploy,ecg,privacy,ray,secure,vfl]'
 	@touch $@
 
 demo: setup  ## run a small experiment and write its report

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fedopt import keys
 from fedopt.data import Shards, draw
@@ -86,6 +87,10 @@ def split(problem: Problem, exchange: Exchange) -> Shards:
         known = ", ".join(problem.data.splits)
         raise ConfigError("data.valid_share", f"clients have no split '{name}' (they have: {known}); set a share > 0")
     return problem.data.splits[name]
+
+
+PIECES = 4096
+"""So many pieces of an index are remembered."""
 
 
 class Walk(NamedTuple):
@@ -169,11 +174,24 @@ def whole(shards: Shards, cohort: Cohort, layout: torch.memory_format) -> Whole 
         return None
     if not bool((cohort.samples == n).all()):
         return None
-    index = shards.index[place : place + n * k]
-    first = int(index[0])
-    if int(index[-1]) - first != n * k - 1 or not bool((index[1:] - index[:-1] == 1).all()):
-        return None
-    return Whole(shards, first, place, n, k, layout)
+    first = _first(shards.index, place, place + n * k)
+    return None if first is None else Whole(shards, first, place, n, k, layout)
+
+
+_pieces: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""What was found of an index, which nobody writes to, for as long as it is there."""
+
+
+def _first(index: Tensor, start: int, stop: int) -> int | None:
+    """The row at `start`, where the rows up to `stop` are one piece."""
+    known: dict[tuple[int, int], int | None] = _pieces.setdefault(index, {})
+    if (start, stop) not in known:
+        if len(known) >= PIECES:
+            known.clear()
+        first = int(index[start])
+        whole = torch.equal(index[start:stop], torch.arange(first, first + stop - start, device=index.device))
+        known[start, stop] = first if whole else None
+    return known[start, stop]
 
 
 def walk(problem: Problem, exchange: Exchange, cohort: Cohort) -> Walk | Whole | None:

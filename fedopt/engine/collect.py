@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fedopt.types import Exchange, Named, Rejection, Replies, Uplink
+from fedopt.types import Exchange, Named, Rejection, Replies, Said, Uplink
 
 LANES = 32
 """A cohort's sum is formed in so many parts, or in parts of `LANE` clients where that makes more of them."""
@@ -105,9 +104,9 @@ def gather(exchange: Exchange, blocks: Iterable[tuple[int, Tensor, Uplink]]) -> 
         rejected += wrong
         if wrong:
             rows = rows[usable.cpu()]
-            uplinks = pytree.tree_map(lambda value: value[usable], uplinks)  # noqa: B023 - used at once
+            uplinks = each(uplinks, lambda value: value[usable])  # noqa: B023 - used at once
         where.append(rows)
-        kept.append(pytree.tree_map(_alone, uplinks))
+        kept.append(each(uplinks, _alone))
     return Part(
         where=torch.cat(where),
         vectors=join([u.vectors for u in kept]),
@@ -131,6 +130,17 @@ def _summed(clients: Tensor, uplinks: Uplink, onto: Sum | None) -> tuple[Tensor,
                 return usable, wrong, total if onto is None else _plus(onto, total)
     usable, wrong = screen(clients, uplinks)
     return usable, wrong, weighted_sum(uplinks.vectors, weights, usable if wrong else None, onto)
+
+
+def each(uplinks: Uplink, function: Callable[[Tensor], Tensor]) -> Uplink:
+    """The same answers with a function of every tensor."""
+
+    def named(tensors: Mapping[str, Tensor]) -> Named:
+        return {name: function(value) for name, value in tensors.items()}
+
+    said = {n: Said(named(one.code), function(one.whole), function(one.vector)) for n, one in uplinks.said.items()}
+    vectors, metrics, memory = named(uplinks.vectors), named(uplinks.metrics), named(uplinks.memory)
+    return Uplink(vectors, metrics, memory, function(uplinks.weight), said)
 
 
 def _alone(value: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fedopt import keys
 from fedopt.engine.cohort import Cohort, assemble, walk
-from fedopt.engine.collect import Part, gather, lanes, merge
+from fedopt.engine.collect import Part, each, gather, lanes, merge
 from fedopt.problem import Problem
 from fedopt.types import Exchange, FedoptError, Named, Programs, Replies, Uplink
 
@@ -65,7 +64,7 @@ class Serial:
     ) -> Iterator[tuple[int, Tensor, Uplink]]:
         for row in rows.split(1):
             uplink = run_client(problem, programs, exchange, cohort.take(row))
-            yield lane, row, pytree.tree_map(lambda leaf: leaf[None], uplink)
+            yield lane, row, each(uplink, lambda leaf: leaf[None])
 
     def plan(self) -> dict[str, Any]:
         """What a resumed run has to know: nothing."""
