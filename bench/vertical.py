@@ -68,7 +68,7 @@ class Arm(NamedTuple):
     most: int
 
 
-GRID = (1.0, 3.0, 10.0, 30.0)
+GRID = (1.0, 3.0, 10.0, 20.0, 30.0)
 """Multiples of the safe step, a log grid for all arms; what diverges is given up soon."""
 FEW = (1.0, 1.5, 2.0)
 """Of methods whose safe step is near the largest that works."""
@@ -127,7 +127,7 @@ def document(data: str, loss: str, arm: Arm, multiple: float, constraint: float)
     if arm.strategy["name"] != "vertical_gd":
         strategy["constraint"] = constraint
     return {
-        "run": {"rounds": 10**6, "seed": 1, "dtype": "float64"},
+        "run": {"rounds": 10**6, "seed": 1, "dtype": "float32"},
         "data": {"name": "libsvm", "file": f"libsvm/{data}", "features": DATA[data], "clients": PARTIES},
         "model": {"name": "logistic", "bias": False},
         "strategy": strategy,
@@ -184,7 +184,7 @@ def run(data: str, loss: str, name: str, multiple: float, constraint: float) -> 
     memory = ClientMemory(programs.memory, problem.clients)
     state = strategy.init(problem, keys.fold(key, "init"))
     everybody = torch.arange(problem.clients)
-    x = problem.data.splits["train"].x.unflatten(0, (PARTIES, -1))
+    x = problem.data.splits["train"].x.unflatten(0, (PARTIES, -1)).double()
     points, sent, floats, look, started = [], 0, 0, 1, time.perf_counter()
     for step in exchanges(problem, strategy, executor, setup.adversary, memory, state, key):
         down, up = traffic(step, setup.codec)
@@ -193,7 +193,7 @@ def run(data: str, loss: str, name: str, multiple: float, constraint: float) -> 
         if step.state.round < look:
             continue
         look = max(look + 1, math.ceil(look * EVERY))
-        weights = memory.of(everybody)["weights"]
+        weights = memory.of(everybody)["weights"].double()
         z = torch.einsum("nmd,nd->m", x, weights)
         value = float(holder.value(holder.k * z)) + 0.5 * L2 * float(weights.square().sum())
         gap = (value - least) / (first - least)
