@@ -14,10 +14,10 @@ from fedopt.engine.serial import Serial
 from fedopt.engine.stacked import Stacked
 from fedopt.registry import facts
 from fedopt.strategies import registry
-from fedopt.testing.strategies import compose, play, small_federation, small_problem, spoiled
+from fedopt.testing.strategies import compose, horizontal, play, small_federation, small_problem, spoiled
 from fedopt.types import Batches, FedoptError, Rule
 
-NAMES = registry.names()
+NAMES = horizontal()
 AVERAGING = [name for name in NAMES if "aggregator" in registry.wants(name)]
 ATTACKERS = torch.tensor([1, 4])
 SIZES = (5, 3, 6, 4, 5, 3, 4, 6, 5, 3, 4, 5)

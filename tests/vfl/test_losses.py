@@ -280,7 +280,7 @@ def test_the_dual_proximal_map_by_a_minimiser_on_the_conjugate(name: str, k: flo
 
 
 def test_the_owner_of_coupled_outputs_has_no_dual() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.form: the dual form needs a loss of single outputs; 'softmax'"):
+    with pytest.raises(ConfigError, match=r"strategy\.form: 'dual' needs a loss of single outputs; 'softmax'"):
         holder("softmax", 1.0).dual_prox(torch.zeros(80, dtype=DOUBLE), 1.0)
 
 
