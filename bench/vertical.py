@@ -8,7 +8,7 @@ one grid, in multiples of its safe default, and each factor of the constraint; o
 the goal with the fewest bytes, and the safe default is told beside it. Bytes are the exact lengths of all messages but
 evaluations. What is measured already is not measured again.
 
-Figures are stored in bench/results/; the tables between the marks of docs/vfl.md and docs/vertical.svg are made of them
+Cells are stored in bench/cells/vertical; the tables between the marks of docs/vfl.md and docs/vertical.svg are made of them
 alone. With --draw nothing is run.
 
 Needs FEDOPT_DATA with libsvm/a9a, libsvm/w8a and libsvm/mushrooms.
@@ -52,7 +52,7 @@ FAR = 1e3
 """A gap at which a run is given up."""
 EVERY = 1.08
 """The gap is looked at after so many times as many iterations as the time before, or one more."""
-RESULTS = ROOT / "bench" / "results" / "vertical"
+RESULTS = ROOT / "bench" / "cells" / "vertical"
 
 
 class Arm(NamedTuple):

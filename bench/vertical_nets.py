@@ -7,7 +7,7 @@ Bottom networks of one hidden layer, whose outputs are added up: by split learni
 (heuristic for networks), and trained in one place by torch's own SGD on batches drawn in the same way; beside them one
 network of the same size on everything, and one on each party's own features. Accuracy and macro-F1 on held-out people.
 
-Figures are stored in bench/results/vertical-nets.json. Needs FEDOPT_DATA with mnist10k/ and mitdb/, and wfdb.
+Figures are stored in bench/cells/vertical-nets.json. Needs FEDOPT_DATA with mnist10k/ and mitdb/, and wfdb.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedopt.engine.evaluate import scores
 from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 
-RESULTS = ROOT / "bench" / "results" / "vertical-nets.json"
+RESULTS = ROOT / "bench" / "cells" / "vertical-nets.json"
 MNIST = {
     "name": "idx",
     "images": "mnist10k/t10k-images-idx3-ubyte.gz",
