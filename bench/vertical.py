@@ -1,6 +1,6 @@
-"""Vertical methods against iterations and bytes: a table and pictures.
+"""Vertical methods against iterations and bytes.
 
-    python -m bench.vertical [--data a9a w8a mushrooms] [--loss squares logistic] [--jobs 2] [--draw]
+    python -m bench.vertical [--data a9a w8a mushrooms] [--loss squares logistic] [--arm egvfl ...] [--jobs 2]
 
 Ridge and logistic regression on tables of LIBSVM, columns over five parties, a fifth of the people held out; the
 relative gap (f(x) - f*) / (f(0) - f*), f* from the closed form or Newton's method. Every arm is run with each step of
@@ -8,8 +8,7 @@ one grid, in multiples of its safe default, and each factor of the constraint; o
 the goal with the fewest bytes, and the safe default is told beside it. Bytes are the exact lengths of all messages but
 evaluations. What is measured already is not measured again.
 
-Cells are stored in bench/cells/vertical; the tables between the marks of docs/vfl.md and docs/vertical.svg are made of them
-alone. With --draw nothing is run.
+One file for each run is stored in bench/cells/vertical.
 
 Needs FEDOPT_DATA with libsvm/a9a, libsvm/w8a and libsvm/mushrooms.
 """
