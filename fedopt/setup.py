@@ -42,9 +42,10 @@ from fedopt.vfl import losses
 from fedopt.vfl.blocks import is_linear
 
 INNER: tuple[Literal["stacked"], Literal["serial"]] = ("stacked", "serial")
+"""What a worker may run its clients with."""
+
 TRIAL_SATURATION = 0.25
 """Default of data.trial_saturation for likelihoods: docs/robustness.md has what led to it."""
-"""What a worker may run its clients with."""
 
 log = logging.getLogger(__name__)
 

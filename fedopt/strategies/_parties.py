@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import pydantic
 import torch
 from torch import Tensor
 
@@ -16,6 +17,11 @@ from fedopt.vfl.blocks import Block
 from fedopt.vfl.penalties import Penalty
 
 Absent = Literal["wait", "without"]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+NotNegative = Annotated[float, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+Below = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Count = Annotated[int, pydantic.Field(ge=1)]
 
 WHOLE = Batches(split="train", size=None, shuffle=False)
 """A party's whole block at once, in the order of the people."""

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor
 
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.strategies import _parties
-from fedopt.strategies._parties import Absent, Power, Presence
+from fedopt.strategies._parties import Absent, Count, NotNegative, Positive, Power, Presence
 from fedopt.types import Client, Exchange, Info, Named, Programs, Replies
 from fedopt.vfl.blocks import Block, block
 from fedopt.vfl.forms import Form, form
 from fedopt.vfl.owner import Owner, owner
 from fedopt.vfl.penalties import Penalty
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 TELL, POWER, LOOK, MOVE = range(4)
 PROGRAMS = ("tell train", "power", "look", "move")

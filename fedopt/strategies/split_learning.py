@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
@@ -14,17 +13,12 @@ from fedopt import keys
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.strategies import _parties
-from fedopt.strategies._parties import Absent, Presence
+from fedopt.strategies._parties import Absent, Below, Count, NotNegative, Positive, Presence
 from fedopt.types import Batches, Client, Exchange, Info, Named, Programs, Replies
 from fedopt.vfl.blocks import block
 from fedopt.vfl.losses import LOSSES, targets
 from fedopt.vfl.owner import owner
 from fedopt.vfl.penalties import Penalty
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
-Below = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class Split(NamedTuple):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor
 
@@ -14,15 +13,11 @@ from fedopt import keys
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.strategies import _parties
-from fedopt.strategies._parties import Absent, Power, Presence
+from fedopt.strategies._parties import Absent, Count, NotNegative, Positive, Power, Presence
 from fedopt.types import Client, Codec, Coded, Exchange, Info, Named, Programs, Replies
 from fedopt.vfl.blocks import block
 from fedopt.vfl.owner import Owner, owner
 from fedopt.vfl.penalties import Penalty
-
-Positive = Annotated[float, pydantic.Field(gt=0)]
-NotNegative = Annotated[float, pydantic.Field(ge=0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
 
 TELL, POWER, MOVE = range(3)
 
