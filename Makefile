@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression proto
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression vertical proto
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,12 @@ participation: setup  ## head-counts against uploads, and FedBuff against FedAvg
 compression: setup  ## codecs: bytes, error and speed, and what they do to convergence (half an hour)
 	$(BIN)/python -m bench.codecs
 	$(BIN)/python -m bench.convergence
+
+vertical: setup  ## vertical methods: bytes to a gap, networks, speed (hours; it goes on where it stopped)
+	$(BIN)/python -m bench.vertical --jobs 2
+	$(BIN)/python -m bench.vertical.nets
+	$(BIN)/python -m bench.vertical.speed
+	$(BIN)/python -m bench.vertical.speed --link
 
 proto: setup  ## write the code of the wire format again from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) \

@@ -50,8 +50,9 @@ class randk:
 
     def compress(self, x: Tensor, key: Tensor) -> Named:
         """`x [d]`; the key is the seed that travels."""
-        x = x.to(torch.float32)
-        return {"seed": key[None], "values": x[self._chosen(key, x.shape[-1])]}
+        seed = key[None]
+        # in the words of `restore`, so that a traced client that also restores draws the places once
+        return {"seed": seed, "values": x.to(torch.float32)[self._chosen(seed[0], x.shape[-1])]}
 
     def restore(self, code: Named, numel: int) -> Tensor:
         values = code["values"]

@@ -160,7 +160,9 @@ class Whole(NamedTuple):
         """The batch of the only client."""
         x, y = self._rows()
         mask = torch.ones(self.n, dtype=torch.bool)
-        return {"x": x.contiguous(memory_format=self.layout), "y": y, "mask": mask}
+        if self.layout != torch.contiguous_format:  # else as it lies, which may be column by column
+            x = x.contiguous(memory_format=self.layout)
+        return {"x": x, "y": y, "mask": mask}
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         rows = self.n * self.k

@@ -35,7 +35,8 @@ def block(problem: Problem) -> Block:
         outputs = network.spec.shapes[0][0]
 
         def product(x: Tensor, features: Tensor) -> Tensor:
-            return (features.flatten(1) @ x.reshape(outputs, -1).T).flatten()
+            # transposed, since products of many tall matrices with a vector each are slow, and with a row are not
+            return (x.reshape(outputs, -1) @ features.flatten(1).T).T.flatten()
 
         def adjoint(x: Tensor, features: Tensor, y: Tensor) -> Tensor:
             return (y.reshape(-1, outputs).T @ features.flatten(1)).flatten()

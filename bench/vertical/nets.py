@@ -1,6 +1,6 @@
 """Vertical training of networks against the same network in one place.
 
-    python -m bench.vertical_nets [--task mnist-halves mnist-quarters leads] [--seeds 1 2 3]
+    python -m bench.vertical.nets [--task mnist-halves mnist-quarters leads] [--seeds 1 2 3]
 
 Handwritten digits cut into halves and quarters of their columns, and heart beats whose two leads are with two parties.
 Bottom networks of one hidden layer, whose outputs are added up: by split learning, by extragradient on the saddle form
@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from bench.processes import ROOT
+from bench.vertical import page
 from fedopt import config as configs
 from fedopt import keys
 from fedopt import setup as setups
@@ -34,7 +34,6 @@ from fedopt.engine.evaluate import scores
 from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 
-RESULTS = ROOT / "bench" / "cells" / "vertical-nets.json"
 MNIST = {
     "name": "idx",
     "images": "mnist10k/t10k-images-idx3-ubyte.gz",
@@ -56,8 +55,9 @@ TASKS: dict[str, tuple[dict[str, Any], int]] = {
 HIDDEN = 64
 BATCH, LR, MOMENTUM = 64, 0.05, 0.9
 BATCHES = {"mnist-halves": 3000, "mnist-quarters": 3000, "leads": 6000}
-ITERATIONS, STEP = 1500, 0.25
-"""Of extragradient, and its γ."""
+ITERATIONS = {"mnist-halves": 600, "mnist-quarters": 600, "leads": 2000}
+EXTRAGRADIENT = {"name": "egvfl", "l2": 0.0, "step": 0.5, "constraint": 0.1, "step_x": 3.0}
+"""With a weak constraint the multipliers follow the gradient late, which does to a network what momentum does."""
 
 
 def document(task: str, strategy: dict[str, Any], rounds: int, seed: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def arms(task: str) -> dict[str, Callable[[int], dict[str, Any]]]:
         "one network on everything": lambda seed: central(task, None, rounds, seed),
         "split learning": lambda seed: federated(task, split, rounds, seed),
         "split learning, 4 local steps": lambda seed: federated(task, several, rounds, seed),
-        "egvfl": lambda seed: federated(task, {"name": "egvfl", "step": STEP, "l2": 0.0}, ITERATIONS, seed),
+        "egvfl": lambda seed: federated(task, EXTRAGRADIENT, ITERATIONS[task], seed),
     }
     for party in range(TASKS[task][1]):
         found[f"party {party} alone"] = partial(central, task, [party], rounds)
@@ -153,7 +153,7 @@ def main() -> None:
     arguments.add_argument("--arm", nargs="*")
     given = arguments.parse_args()
     console = Console()
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored = json.loads(page.NETS.read_text()) if page.NETS.exists() else {}
     for task in given.task:
         for name, arm in arms(task).items():
             if given.arm and name not in given.arm:
@@ -169,11 +169,12 @@ def main() -> None:
                     "macro_f1": found["macro_f1"],
                     "seconds": time.perf_counter() - started,
                 }
-                RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+                page.NETS.write_text(json.dumps(stored, indent=1) + "\n")
             for figure in ("accuracy", "macro_f1"):
                 values = [run[figure] for run in each.values()]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 console.print(f"{task} {name}: {figure} {statistics.mean(values):.4f} ± {spread:.4f}")
+    page.write()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Iterations per second of EGVFL on a9a with five parties: simulated, and over the link with a process for each party.
 
-    python -m bench.vertical_speed [--rounds 300] [--link]
+    python -m bench.vertical.speed [--rounds 300] [--link]
 
-The floor is told beside it: the bytes of all blocks that an iteration reads at the speed of memory (each of its two
-exchanges multiplies by A and by its transpose), and over the link the time of two exchanges of that size in which
-clients say back what they hear (`python -m bench.link --clients 5`).
+Beside it the floor, measured in the same sitting: the time of the bare products of an iteration (four with each block),
+the bytes of all blocks that these read at the speed at which this machine copies, and over the link the time of two
+exchanges of as many bytes in which processes say back what they hear.
 
-Needs FEDOPT_DATA with libsvm/a9a, and for --link fedopt[deploy].
+Figures are stored in bench/results/, and stand in docs/vfl.md. Needs FEDOPT_DATA with libsvm/a9a, and for --link
+fedopt[deploy].
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,10 +23,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from bench import machine
 from bench.processes import ROOT
 from bench.run import store
+from bench.vertical import page
 from fedopt import config as configs
 from fedopt import keys
 from fedopt import setup as setups
@@ -39,7 +43,7 @@ WARM = 5
 RUN, LIBRARY = "bench", "0"
 
 
-def made() -> Setup:
+def made(executor: str = "serial") -> Setup:
     """The experiment, the same at both ends."""
     return setups.build(
         configs.load(
@@ -48,7 +52,7 @@ def made() -> Setup:
                 "data": {"name": "libsvm", "file": "libsvm/a9a", "features": 123, "clients": PARTIES},
                 "model": {"name": "logistic", "bias": False},
                 "strategy": {"name": "egvfl", "l2": 1e-2},
-                "executor": {"name": "serial"},
+                "executor": {"name": executor},
             }
         )
     )
@@ -74,17 +78,40 @@ def timed(setup: Setup, strategy: Strategy, executor: Executor, rounds: int) -> 
 
 
 def simulated(rounds: int) -> dict[str, Any]:
-    """In this process, with one thread."""
+    """In this process, with one thread, by either executor."""
     torch.set_num_threads(1)
-    setup = made()
-    found = timed(setup, setup.strategy, setup.executor, rounds)
+    found = {}
+    for executor in ("stacked", "serial"):
+        setup = made(executor)
+        found[executor] = timed(setup, setup.strategy, setup.executor, rounds)
     x = setup.problem.data.splits["train"].x
-    speed = machine.limits()["copy_gb_per_s_1"] / 2  # a copy reads and writes
-    return {**found, "floor": 4 * x.nbytes / (speed * 1e9)}
+    # each of the two exchanges multiplies with a block and with its transpose
+    read = 4 * x.nbytes
+    return {
+        "executors": found,
+        "operations": 2 * 4 * x.numel(),
+        "read": read,
+        "reading": read / (machine.limits()["copy_gb_per_s_1"] * 1e9),
+        "products": products(x.unflatten(0, (PARTIES, -1))),
+    }
+
+
+def products(blocks: Tensor) -> float:
+    """Seconds of an iteration's products and nothing else; blocks `[n, m, d]`."""
+    x, y = torch.randn(blocks.shape[2]), torch.randn(blocks.shape[1])
+
+    def work() -> None:
+        for _ in range(2):
+            for block in blocks:
+                torch.mv(block, x)
+                torch.mv(block.T, y)
+
+    return machine.best(work, 20)
 
 
 def over_the_link(rounds: int) -> dict[str, Any]:
     """With a process for each party, TLS on loopback."""
+    from bench.link import by_processes
     from fedopt.engine.remote import Elsewhere, Remote
     from fedopt.wire import authority
     from fedopt.wire.link import Keys, Listener
@@ -102,7 +129,7 @@ def over_the_link(rounds: int) -> dict[str, Any]:
         workers = []
         for client in range(PARTIES):
             secret = roster.expect(f"node{client}").hex()
-            command = [sys.executable, "-m", "bench.vertical_speed", "--client", str(client), "--port", str(port)]
+            command = [sys.executable, "-m", "bench.vertical.speed", "--client", str(client), "--port", str(port)]
             worker = subprocess.Popen(
                 [*command, "--pem", str(pem), "--folder", f"{folder}/{client}"], stdin=subprocess.PIPE, text=True,
                 cwd=ROOT,
@@ -115,11 +142,15 @@ def over_the_link(rounds: int) -> dict[str, Any]:
             missing = listener.wait_for(range(PARTIES), 180.0)
             if missing:
                 raise RuntimeError(f"parties {missing} did not come")
-            return timed(setup, Elsewhere(setup.strategy), Remote(listener), rounds)
+            found = timed(setup, Elsewhere(setup.strategy), Remote(listener), rounds)
         finally:
             listener.close()
             for worker in workers:
                 worker.wait(60.0)
+    outputs = 4 * int(setup.problem.data.splits["train"].sizes[0])
+    echoed = by_processes(PARTIES, outputs, rounds, PARTIES)["seconds"]
+    # of each party, outputs up and multipliers down in each of two exchanges
+    return {"parts": found, "bytes": 4 * PARTIES * outputs, "echo": 2.0 * statistics.median(echoed)}
 
 
 def party(client: int, port: int, pem: str, folder: str) -> None:
@@ -154,12 +185,9 @@ def main() -> None:
         party(given.client, given.port, given.pem, given.folder)
         return
     found = over_the_link(given.rounds) if given.link else simulated(given.rounds)
-    name = "vertical_speed.link" if given.link else "vertical_speed.simulated"
-    store(name, {**found, "rounds": given.rounds, "parties": PARTIES, "data": "a9a"})
-    console = Console()
-    console.print(f"{1.0 / found['per iteration']:.1f} iterations per second")
-    for part, seconds in found.items():
-        console.print(f"  {part}: {1e3 * seconds:.2f} ms")
+    store("vertical.link" if given.link else "vertical.simulated", {**found, "rounds": given.rounds})
+    Console().print(found)
+    page.write()
 
 
 if __name__ == "__main__":
