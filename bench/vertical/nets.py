@@ -56,7 +56,7 @@ HIDDEN = 64
 BATCH, LR, MOMENTUM = 64, 0.05, 0.9
 BATCHES = {"mnist-halves": 3000, "mnist-quarters": 3000, "leads": 6000}
 ITERATIONS = {"mnist-halves": 600, "mnist-quarters": 600, "leads": 2000}
-EXTRAGRADIENT = {"name": "egvfl", "l2": 0.0, "step": 0.5, "constraint": 0.1, "step_x": 3.0}
+EXTRAGRADIENT = {"name": "egvfl", "l2": 0.0, "step": 0.3, "constraint": 0.1, "step_x": 3.0}
 """With a weak constraint the multipliers follow the gradient late, which does to a network what momentum does."""
 
 

@@ -27,6 +27,7 @@ from bench.vertical.grid import Cell
 PAGE = ROOT / "docs" / "vfl.md"
 PICTURE = ROOT / "docs" / "vertical.svg"
 NETS = ROOT / "bench" / "cells" / "vertical-nets.json"
+LEAKAGE = ROOT / "bench" / "cells" / "vertical-leakage.json"
 COMMAND = "python -m bench.vertical"
 LOSSES = {"squares": "Ridge regression", "logistic": "Logistic regression"}
 DRAWN = {
@@ -68,8 +69,9 @@ def found(data: str, loss: str, arm: str) -> Found | None:
 def write() -> None:
     """Write both."""
     text = PAGE.read_text()
-    for command, part in ((COMMAND, tables()), (f"{COMMAND}.nets", networks()), (f"{COMMAND}.speed", speed())):
-        text = filled(text, command, part)
+    parts = {"": tables(), ".nets": networks(), ".speed": speed(), ".leakage": leakage()}
+    for module, part in parts.items():
+        text = filled(text, COMMAND + module, part)
     PAGE.write_text(text)
     PICTURE.write_bytes(picture())
 
@@ -114,6 +116,21 @@ def speed() -> str:
         if body:
             parts.append(f"{folder.name}:\n\n{rows(('', 'iterations/s', 'ms'), body)}")
     return "\n".join(parts) or "Not measured."
+
+
+def leakage() -> str:
+    """The success of attacks, a column for each."""
+    stored = _stored(LEAKAGE)
+    if stored is None:
+        return "Not measured."
+    attacks = [name for name in next(iter(stored.values())) if name not in ("accuracy", "epsilon")]
+    body = [
+        ["*a guess without messages*", "", "", *(f"{next(iter(stored.values()))[a]['baseline']:.3f}" for a in attacks)]
+    ]
+    for arm, found in stored.items():
+        spent = "" if found["epsilon"] is None else f"{found['epsilon']:,.0f}"
+        body.append([arm, f"{found['accuracy']:.2%}", spent, *(f"{found[a]['attack']:.3f}" for a in attacks)])
+    return rows(("", "accuracy", "ε of a label", *attacks), body)
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

@@ -82,7 +82,8 @@ class Messages(NamedTuple):
 class Noisy:
     """`inner` with noise on its messages; its state is that of `inner`.
 
-    clip: C, of one entry, in the units of the messages. noise_multiplier: z.
+    clip: C, of one entry of what parties answer, in its units. down: C of what they are told, whose units are others
+        (with `normalise`, multipliers are as small as 1/√m); None is `clip`. noise_multiplier: z.
 
     A power iteration on noisy messages finds another λ_max, so `step` is better given. Compression goes around the
     noise, `Compressed(Noisy(inner, ...), ...)`; a codec of the strategy's own on the way down is refused.
@@ -93,9 +94,11 @@ class Noisy:
     inner: Strategy
     clip: float
     noise_multiplier: float
+    down: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("clip", self.clip), ("noise_multiplier", self.noise_multiplier)):
+        given = {"clip": self.clip, "noise_multiplier": self.noise_multiplier, "down": self._down}
+        for name, value in given.items():
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"privacy.{name}", f"a number above 0 is needed; {value} was given")
 
@@ -148,7 +151,7 @@ class Noisy:
         def finish(client: Client, carry: Carry) -> Uplink:
             uplink = program.finish(client, carry)
             vectors = {
-                name: self._covered(value, keys.fold(client.key, "noisy", name))
+                name: self._covered(value, keys.fold(client.key, "noisy", name), self.clip)
                 for name, value in uplink.vectors.items()
             }
             return uplink._replace(vectors=vectors)
@@ -165,12 +168,16 @@ class Noisy:
                     f"'{name}' is compressed by '{coded[name].codec}' before noise could be added; remove"
                     " [compression.down] or the noise",
                 )
-            found[name] = self._covered(said[name], keys.fold(key, name))
+            found[name] = self._covered(said[name], keys.fold(key, name), self._down)
         return found
 
-    def _covered(self, v: Tensor, key: Tensor) -> Tensor:
+    @property
+    def _down(self) -> float:
+        return self.clip if self.down is None else self.down
+
+    def _covered(self, v: Tensor, key: Tensor, clip: float) -> Tensor:
         noise = keys.normal(key, *v.shape, dtype=v.dtype)
-        told = v.clamp(-self.clip, self.clip) + self.noise_multiplier * self.clip * noise
+        told = v.clamp(-clip, clip) + self.noise_multiplier * clip * noise
         # what is not finite stays so, that it is rejected by name
         return torch.where(torch.isfinite(v), told, v)
 

@@ -107,9 +107,10 @@ def test_every_vector_that_goes_up_has_its_noise_and_scores_have_none(name: str)
 
 
 @EVERY
-def test_vectors_that_go_down_have_their_noise_but_for_the_power_iteration(name: str) -> None:
+@pytest.mark.parametrize("down", [None, 3.0 * C])
+def test_vectors_that_go_down_have_their_noise_but_for_the_power_iteration(name: str, down: float | None) -> None:
     strategy, problem = STRATEGIES[name], small(name).problem
-    noisy, seen = Noisy(strategy, C, Z), set()
+    noisy, seen = Noisy(strategy, C, Z, down), set()
     for state, _, key in met(strategy, problem):
         plain, told = strategy.plan(problem, state, key), noisy.plan(problem, state, key)
         assert (plain.program, plain.reduce, plain.batches) == (told.program, told.reduce, told.batches)
@@ -118,7 +119,7 @@ def test_vectors_that_go_down_have_their_noise_but_for_the_power_iteration(name:
             for what, value in mine.items():
                 if what in ("multipliers", "change", "gradient", "reference"):
                     seen.add(what)
-                    wanted = covered(value, keys.fold(keys.fold(key, "noisy"), what))
+                    wanted = covered(value, keys.fold(keys.fold(key, "noisy"), what), down or C)
                     torch.testing.assert_close(theirs[what], wanted, rtol=1e-12, atol=1e-14)
                     assert value.dim() == rows + 1
                 else:
@@ -347,7 +348,7 @@ def test_what_is_not_finite_is_rejected_by_name() -> None:
 
 def test_an_entry_that_is_not_finite_stays_so() -> None:
     entries = torch.tensor([math.inf, -math.inf, math.nan, 5.0], dtype=DOUBLE)
-    told = Noisy(STRATEGIES["egvfl"], C, Z)._covered(entries, keys.root(0))
+    told = Noisy(STRATEGIES["egvfl"], C, Z)._covered(entries, keys.root(0), C)
     torch.testing.assert_close(told[:3], entries[:3], equal_nan=True)
     torch.testing.assert_close(told[3:], covered(entries, keys.root(0))[3:])
 
@@ -358,3 +359,5 @@ def test_a_bound_and_noise_are_needed(value: float) -> None:
         Noisy(STRATEGIES["egvfl"], value, 1.0)
     with pytest.raises(ConfigError, match=r"privacy\.noise_multiplier: a number above 0 is needed"):
         Noisy(STRATEGIES["egvfl"], 1.0, value)
+    with pytest.raises(ConfigError, match=r"privacy\.down: a number above 0 is needed"):
+        Noisy(STRATEGIES["egvfl"], 1.0, 1.0, value)

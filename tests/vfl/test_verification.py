@@ -11,8 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedopt import keys
 from fedopt.compressed import Compressed
 from fedopt.compression import build, feedback
+from fedopt.engine.adversary import Adversary
+from fedopt.engine.loop import exchanges
+from fedopt.engine.memory import ClientMemory
+from fedopt.engine.serial import Serial
 from fedopt.strategies.egvfl import egvfl
 from fedopt.strategies.egvfl_reference import egvfl_reference
 from fedopt.strategies.vertical_gd import vertical_gd
@@ -35,11 +40,17 @@ def held(played: Played) -> Tensor:
     return played.memory.of(torch.arange(played.problem.clients))["weights"]
 
 
-def gaps(t: Toy, strategy: Strategy, *rounds: int, seed: int = 1) -> list[float]:
-    """The relative gap after so many iterations."""
-    found = []
-    for number in rounds:
-        found.append(t.gap(held(play(t.problem, strategy, number, seed=seed))))
+def along(t: Toy, strategy: Strategy, rounds: int) -> list[float]:
+    """The relative gap after 0, 1 ... iterations."""
+    key, everybody = keys.root(1), torch.arange(t.problem.clients)
+    memory = ClientMemory(strategy.programs(t.problem).memory, t.problem.clients)
+    state = strategy.init(t.problem, keys.fold(key, "init"))
+    found = [t.gap(memory.of(everybody)["weights"])]
+    for step in exchanges(t.problem, strategy, Serial(), Adversary(), memory, state, key):
+        if step.state.round == len(found):
+            found.append(t.gap(memory.of(everybody)["weights"]))
+        if step.state.round == rounds:
+            break
     return found
 
 
@@ -109,7 +120,7 @@ def variant(name: str) -> tuple[Strategy, int, float]:
 def test_every_variant_converges_as_far_as_it_should(name: str) -> None:
     t = toy()
     strategy, rounds, figure = variant(name)
-    [found] = gaps(t, strategy, rounds)
+    found = along(t, strategy, rounds)[-1]
     print(f"{name}: {found:.2g} after {rounds}, {figure:.2g} stated")
     assert found < max(figure * TEN, ROUNDING)
 
@@ -118,8 +129,8 @@ def test_every_variant_converges_as_far_as_it_should(name: str) -> None:
 def test_every_variant_comes_nearer(name: str) -> None:
     t = toy()
     strategy, _, _ = variant(name)
-    first, last = gaps(t, strategy, 20, 300)
-    assert last < 0.3 * first
+    found = along(t, strategy, 300)
+    assert found[300] < 0.3 * found[20]
 
 
 @pytest.mark.slow
@@ -127,16 +138,11 @@ def test_compressed_descent_stalls_where_the_saddle_form_converges() -> None:
     t, codec = toy(), build("randk", {"share": 0.2})
     step = 0.02 / float(torch.linalg.matrix_norm(t.a, 2).square())
     naive = Compressed(vertical_gd(codec, step=step, **PLAIN), codec, feedback.build("none", {}), ("moved",))
-    played = play(t.problem, naive, 4000)
-    late = []
-    for _ in range(10):  # it goes to and fro
-        late.append(t.gap(held(played)))
-        played = play(t.problem, naive, 4000 + 50 * len(late))
+    late = along(t, naive, 4500)[4000::50]  # it goes to and fro
     mean = sum(late) / len(late)
     print(f"stalls at {min(late):.2g} to {max(late):.2g}")
     assert 5e-3 / 2 < mean < 2.5e-2 * 2
-    [found] = gaps(t, compressed(egvfl_reference(codec, codec, **PLAIN), codec), 20000)
-    assert found < ROUNDING
+    assert along(t, compressed(egvfl_reference(codec, codec, **PLAIN), codec), 20000)[-1] < ROUNDING
 
 
 @pytest.mark.slow
@@ -162,14 +168,8 @@ def test_other_forms_have_the_same_solution(options: dict[str, Any], rounds: int
 
 
 def steps_to(t: Toy, strategy: Strategy, goal: float, most: int) -> int | None:
-    """Iterations until the relative gap is below `goal`, by bisection over runs that begin alike."""
-    low, high = 0, most
-    if gaps(t, strategy, most)[0] > goal:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if gaps(t, strategy, middle)[0] <= goal else (middle, high)
-    return high
+    """The first iteration after which the relative gap is below `goal`."""
+    return next((number for number, gap in enumerate(along(t, strategy, most)) if gap <= goal), None)
 
 
 @pytest.mark.slow
@@ -182,3 +182,39 @@ def test_extragradient_feels_the_square_root_of_the_scale() -> None:
         print(f"A times {factor}: {found} iterations ({stated}), gradient descent {plain} ({descent})")
         assert found is not None and plain is not None
         assert found == pytest.approx(stated, rel=0.05) and plain == pytest.approx(descent, rel=0.05)
+
+
+CONDITIONING = {
+    # iterations to 1e-6 with l2 = 1e-2 and 1e-3; None: not in 6000
+    "plain": (None, None),
+    "plain, s = 0.01": (647, 650),
+    "in the scale of a mean": (666, 4124),
+    "in the scale of a mean, s = 0.3": (394, 2424),
+    "gradient descent": (256, 1588),
+    "accelerated": (41, 120),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("name", CONDITIONING)
+def test_conditioning(name: str, place: int) -> None:
+    """(1/2m) ‖A x - b‖² + (λ/2) ‖x‖²; without a change of scale, z and the constraint of it are these."""
+    people, lam, stated = 400, (1e-2, 1e-3)[place], CONDITIONING[name][place]
+    t = toy(people=people, decay=0.8, lam=lam, mean=True)
+    largest = float(torch.linalg.matrix_norm(t.a, 2).square())
+    assert largest == pytest.approx(1.04, abs=0.15), "the figures are for such a problem"
+    strategy: Strategy
+    if name.startswith("plain"):
+        s = (0.01 if name.endswith("0.01") else 1.0) * people**0.5
+        step = 0.9 / (max(1.0 / people, lam) + s * (1.0 / people + largest) ** 0.5)
+        strategy = egvfl(step=step, step_z=1.0 / people, constraint=s, l2=lam, normalise=False)
+    elif name.startswith("in the scale"):
+        s = 0.3 if name.endswith("0.3") else 1.0
+        strategy = egvfl(step=0.9 / (1.0 + s * (1.0 + largest) ** 0.5), constraint=s, l2=lam, normalise=False)
+    else:
+        acceleration = "nesterov" if name == "accelerated" else "none"
+        strategy = vertical_gd(step=1.0 / (largest + lam), acceleration=acceleration, l2=lam, normalise=False)
+    found = steps_to(t, strategy, 1e-6, 6000)
+    print(f"{name}, l2 = {lam:g}: {found}, {stated} stated")
+    assert found is None if stated is None else found == pytest.approx(stated, rel=0.02)

@@ -16,7 +16,7 @@ LAM = 0.1
 
 
 class Toy(NamedTuple):
-    """A x against b, ridge with LAM; `x` is the solution in closed form, in the order of the columns."""
+    """A x against b, ridge with `lam`; `x` is the solution in closed form, in the order of the columns."""
 
     problem: Problem
     a: Tensor
@@ -26,6 +26,7 @@ class Toy(NamedTuple):
     """Columns of each party, padding included."""
     blocks: list[Tensor]
     """Columns of each party."""
+    lam: float = LAM
 
     @property
     def y(self) -> Tensor:
@@ -44,23 +45,35 @@ class Toy(NamedTuple):
         """(f(x) - f*) / (f(0) - f*)."""
 
         def f(x: Tensor) -> float:
-            return float(0.5 * (self.a @ x - self.b).square().sum() + 0.5 * LAM * x.square().sum())
+            return float(0.5 * (self.a @ x - self.b).square().sum() + 0.5 * self.lam * x.square().sum())
 
         return (f(self.weights(held)) - f(self.x)) / (f(torch.zeros_like(self.x)) - f(self.x))
 
 
-def toy(parties: int = 4, *, people: int = 60, features: int = 20, factor: float = 1.0, cut: str = "even") -> Toy:
-    """A = N(0, 1) with columns scaled by 0.9^j and by `factor`; b = A x_true + 0.1 noise."""
+def toy(
+    parties: int = 4,
+    *,
+    people: int = 60,
+    features: int = 20,
+    factor: float = 1.0,
+    cut: str = "even",
+    decay: float = 0.9,
+    lam: float = LAM,
+    mean: bool = False,
+) -> Toy:
+    """A = N(0, 1) with columns scaled by decay^j and by `factor`; b = A x_true + 0.1 noise; both / √m with `mean`."""
     rng = np.random.default_rng(0)
-    a = rng.standard_normal((people, features)) * 0.9 ** np.arange(features)
+    a = rng.standard_normal((people, features)) * decay ** np.arange(features)
     b = a @ rng.standard_normal(features) + 0.1 * rng.standard_normal(people)
     a, b = factor * torch.from_numpy(a), torch.from_numpy(b)
-    solution = torch.linalg.solve(a.T @ a + LAM * torch.eye(features, dtype=a.dtype), a.T @ b)
+    if mean:
+        a, b = a / people**0.5, b / people**0.5
+    solution = torch.linalg.solve(a.T @ a + lam * torch.eye(features, dtype=a.dtype), a.T @ b)
     order = torch.arange(features) if cut == "even" else torch.from_numpy(rng.permutation(features))
     blocks = list(torch.tensor_split(order, parties))
     if cut == "uneven":
         blocks = list(order.split([1, 2, features - 3]))
-    return Toy(vertical(a, b, blocks), a, b, solution, max(map(len, blocks)), blocks)
+    return Toy(vertical(a, b, blocks), a, b, solution, max(map(len, blocks)), blocks, lam)
 
 
 def vertical(a: Tensor, b: Tensor, blocks: list[Tensor]) -> Problem:
