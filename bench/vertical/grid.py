@@ -3,10 +3,10 @@
 Ridge and logistic regression on tables of LIBSVM, columns over five parties, a fifth of the people held out; the
 relative gap (f(x) - f*) / (f(0) - f*), f* by Newton's method. Every arm is run with its safe default, then for each
 factor of the constraint with the steps of one grid, in multiples of the safe one, from the largest down until one is
-worse than the one before; of all these the one counts that comes to the goal with the fewest bytes. A run ends at the
-goal, when it diverges, after the most iterations of its arm, or after more bytes than another run of its arm needed to
-come there. Bytes are the exact lengths of all messages, those of the power iteration among them, but not those of
-evaluations.
+worse than a larger one (four in a row, where noise decides which of two is worse); of all these the one counts that
+comes to the goal with the fewest bytes. A run ends at the goal, when it diverges, after the most iterations of its arm,
+or after more bytes than another run of its arm needed to come there. Bytes are the exact lengths of all messages but
+those of evaluations; those of the power iteration, by which the safe default finds its step, are kept apart.
 
 A file for each arm is stored in bench/cells/vertical.
 """
@@ -65,6 +65,11 @@ class Arm(NamedTuple):
     most: int
 
     @property
+    def patience(self) -> int:
+        """How many steps in a row have to be worse before no smaller one is tried."""
+        return 4 if self.strategy["name"] == "vertical_gd" and self.compression else 1
+
+    @property
     def constraints(self) -> tuple[float, ...]:
         return (1.0,) if self.strategy["name"] == "vertical_gd" else S
 
@@ -96,6 +101,7 @@ ARMS: dict[str, Arm] = {
     "egvfl, split": _saddle("split"),
     "randk 10 %": _reference(_both("randk", share=0.1), 5000),
     "randk 2 %": _reference(_both("randk", share=0.02), 5000),
+    "randk 2 %, refresh 3 %": _reference(_both("randk", share=0.02), 5000, refresh=0.03),
     "randk 1 %": _reference(_both("randk", share=0.01), 5000),
     "permk": _reference({"name": "permk", "n": PARTIES}, 3000),
     "quantised": _reference(_both("qsgd", levels=1), 5000),
@@ -123,6 +129,8 @@ class Cell(NamedTuple):
     points: list[Point]
     ended: str
     """`goal`, `diverged`, `iterations`, or `bytes` where another one of its arm needs fewer."""
+    power: int
+    """Bytes of the power iteration for the safe step; a step that is tuned needs none, so points count without them."""
     accuracy: float
     """Of the held-out people, at the end."""
     step: float
@@ -199,10 +207,14 @@ def run(data: str, loss: str, name: str, multiple: float, constraint: float, lim
     up_kept, down_kept = _kept(setup.codec), _kept(getattr(bare(strategy), "broadcast", None))
     everybody = torch.arange(problem.clients)
     x = _double(data)
-    points, sent, floats, look, ended, started = [], 0, 0, 1, "", time.perf_counter()
+    points, sent, floats, power, look, ended, started = [], 0, 0, 0, 1, "", time.perf_counter()
     for step in exchanges(problem, strategy, executor, setup.adversary, memory, state, key):
         down, up = traffic(step, setup.codec)
-        sent += int(down.sum() + up.sum())
+        nbytes = int(down.sum() + up.sum())
+        if step.replies.exchange.program == "power":
+            power += nbytes
+            continue
+        sent += nbytes
         floats += _floats(step, up_kept, down_kept)
         if step.state.round < look and sent <= limit:
             continue
@@ -224,8 +236,9 @@ def run(data: str, loss: str, name: str, multiple: float, constraint: float, lim
             break
     found = evaluate.on_parties(problem, bare(strategy), programs, executor, memory, step.state, key)
     return Cell(
-        multiple, constraint, points, ended, float(found["accuracy"]), step.state.step, time.perf_counter() - started
-    )
+        multiple, constraint, points, ended, power, float(found["accuracy"]), step.state.step,
+        time.perf_counter() - started,
+    )  # fmt: skip
 
 
 def _floats(step: Step, up_kept: Callable[[int], int], down_kept: Callable[[int], int]) -> int:
@@ -272,15 +285,16 @@ def search(data: str, loss: str, name: str) -> list[Cell]:
 
     ran(1.0, 1.0, math.inf)
     for constraint in ARMS[name].constraints:
-        before = (math.inf, math.inf)
+        least, worse = (math.inf, math.inf), 0
         for multiple in GRID:
             fewest = best(list(known.values()))
             last = ran(multiple, constraint, math.inf if fewest is None else fewest.points[-1].bytes)
             if last.ended == "diverged":
                 continue
-            if _cost(last) > before:
+            cost = _cost(last)
+            least, worse = min(least, cost), worse + 1 if cost > least else 0
+            if worse == ARMS[name].patience:
                 break
-            before = _cost(last)
     return list(known.values())
 
 

@@ -38,6 +38,7 @@ DRAWN = {
     "egvfl, augmented": ("#7fb0e0", "-"),
     "randk 10 %": ("#90c070", "-"),
     "randk 2 %": ("#2f7d32", "-"),
+    "randk 2 %, refresh 3 %": ("#2f7d32", ":"),
     "randk 1 %": ("#104010", "-"),
     "permk": ("#7a3fa0", "-"),
     "quantised": ("#c8501e", "-"),
@@ -176,9 +177,8 @@ def _tuned(cell: Cell) -> tuple[str, str]:
 
 def _safe(cell: Cell) -> str:
     end = cell.points[-1]
-    if cell.ended == "goal":
-        return f"{end.iteration:,} it., {_megabytes(end.bytes)} MB"
-    return f"{cell.ended}: {end.gap:.1e} after {end.iteration:,} it., {_megabytes(end.bytes)} MB"
+    text = f"{end.iteration:,} it., {_megabytes(end.bytes + cell.power)} MB"
+    return text if cell.ended == "goal" else f"{cell.ended}: {end.gap:.1e} after {text}"
 
 
 def _millions(number: int) -> str:
