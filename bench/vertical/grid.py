@@ -103,6 +103,9 @@ ARMS: dict[str, Arm] = {
     "randk 2 %": _reference(_both("randk", share=0.02), 5000),
     "randk 2 %, refresh 3 %": _reference(_both("randk", share=0.02), 5000, refresh=0.03),
     "randk 1 %": _reference(_both("randk", share=0.01), 5000),
+    "randk 2 %, natural": _reference(
+        _both("compose", first={"name": "randk", "share": 0.02}, then={"name": "natural"}), 5000
+    ),
     "permk": _reference({"name": "permk", "n": PARTIES}, 3000),
     "quantised": _reference(_both("qsgd", levels=1), 5000),
     "topk 5 %, ef14": _reference({**_both("topk", share=0.05), "feedback": {"name": "ef14"}}, 5000, safe=0.25),
@@ -264,7 +267,7 @@ def _kept(codec: Codec | None) -> Callable[[int], int]:
         offers = {"shared": keys.root(0), "rank": torch.tensor(0), "kept": codec.start(numel)}
         told = torch.arange(1.0, numel + 1.0)
         code = codec.compress(told, keys.root(0), **{name: offers[name] for name in codec.asks})
-        if codec.kind == "contraction":  # whose zeros are not written
+        if codec.kind == "contraction" or codec.name == "compose":  # whose zeros are not written
             return max(int(part.count_nonzero()) for part in code.values())
         return max(part.numel() for part in code.values())
 

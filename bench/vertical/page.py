@@ -38,7 +38,7 @@ DRAWN = {
     "egvfl, augmented": ("#7fb0e0", "-"),
     "randk 10 %": ("#90c070", "-"),
     "randk 2 %": ("#2f7d32", "-"),
-    "randk 2 %, refresh 3 %": ("#2f7d32", ":"),
+    "randk 2 %, natural": ("#2f7d32", ":"),
     "randk 1 %": ("#104010", "-"),
     "permk": ("#7a3fa0", "-"),
     "quantised": ("#c8501e", "-"),

@@ -118,8 +118,7 @@ def lift(
         return out if found is out else out.copy_(found)
 
     def error(numel: int) -> float | None:
-        promised = facts(component).get("error")
-        return None if promised is None else float(promised(numel, **_named(promised, codec)))
+        return promised(codec, numel)
 
     def nothing(*given: Any) -> Named:
         return {}
@@ -132,6 +131,13 @@ def stated(codec: Any, fact: str, otherwise: Any = None) -> Any:
     """A fact that a codec declares of itself, which may depend on its options."""
     value = facts(type(codec)).get(fact, otherwise)
     return value(**_named(value, codec)) if callable(value) else value
+
+
+def promised(codec: Any, numel: int) -> float | None:
+    """The error that a codec declares for vectors of some length."""
+    error = facts(type(codec)).get("error")
+    found = None if error is None else error(numel, **_named(error, codec))
+    return None if found is None else float(found)
 
 
 def _named(function: Component, codec: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.compression import OFFERS, registry, stated
+from fedopt.compression import OFFERS, promised, registry, stated
 from fedopt.compression._fields import Field
 from fedopt.registry import declare
 from fedopt.types import Named
@@ -30,10 +30,23 @@ def _kind(first: dict[str, Any], then: dict[str, Any]) -> str:
     return "contraction" if kinds == {"exact", "contraction"} else "biased"
 
 
+def _error(numel: int, first: dict[str, Any], then: dict[str, Any]) -> float | None:
+    """E ‖D(C(x)) - x‖² <= ω_D E ‖C(x)‖² + ω_C ‖x‖², and E ‖C(x)‖² <= (1 + ω_C) ‖x‖², where both are unbiased."""
+    if _kind(first, then) == "biased":
+        return None
+    errors = []
+    for which, table in (("first", first), ("then", then)):
+        part = _part(table, which)
+        errors.append(0.0 if stated(part, "kind") == "exact" else promised(part, numel))
+    one, other = errors
+    return None if one is None or other is None else one + other + one * other
+
+
 @declare(
     reference="Basu, Data, Karakus, Diggavi 2019, 'Qsparse-local-SGD: Distributed SGD with Quantization, Sparsification"
     " and Local Computations', section 2",
     kind=_kind,
+    error=_error,
     zeros=lambda first: bool(stated(_part(first, "first"), "zeros", False)),
     examples=(
         {"first": {"name": "topk", "share": 0.2}, "then": {"name": "qsgd", "bucket": 16}},

@@ -63,23 +63,40 @@ def test_a_part_of_a_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "kind"),
+    ("first", "then", "kind", "error"),
     [
-        (EXACT, EXACT, "exact"),
-        (RANDK, NATURAL, "unbiased"),
-        (EXACT, QSGD, "unbiased"),
-        (RANDK, EXACT, "unbiased"),
-        (TOPK, EXACT, "contraction"),
-        (EXACT, HALF, "contraction"),
-        (TOPK, QSGD, "biased"),
-        (TOPK, HALF, "biased"),
-        ({"name": "sign", "scale": "one"}, EXACT, "biased"),
+        (EXACT, EXACT, "exact", 0.0),
+        (RANDK, NATURAL, "unbiased", "both"),
+        (EXACT, QSGD, "unbiased", "then"),
+        (RANDK, EXACT, "unbiased", "first"),
+        (TOPK, EXACT, "contraction", "first"),
+        (EXACT, HALF, "contraction", "then"),
+        (TOPK, QSGD, "biased", None),
+        (TOPK, HALF, "biased", None),
+        ({"name": "sign", "scale": "one"}, EXACT, "biased", None),
     ],
 )
-def test_the_kind_follows_from_the_parts(first: dict[str, Any], then: dict[str, Any], kind: str) -> None:
+def test_kind_and_error_follow_from_the_parts(
+    first: dict[str, Any], then: dict[str, Any], kind: str, error: float | str | None
+) -> None:
     codec = compose(first, then)
     assert codec.kind == kind
-    assert codec.error(10) is None
+    alone = {
+        which: build(table["name"], {n: v for n, v in table.items() if n != "name"}).error(50)
+        for which, table in (("first", first), ("then", then))
+    }
+    if error == "both":
+        error = (1.0 + alone["first"]) * (1.0 + alone["then"]) - 1.0
+    elif isinstance(error, str):
+        error = alone[error]
+    assert codec.error(50) == (error if error is None else pytest.approx(error))
+
+
+def test_the_error_of_two_unbiased_ones_is_kept() -> None:
+    codec = compose(RANDK, NATURAL)
+    x = keys.normal(keys.root(0), 50)
+    far = [float((codec.decode(codec.encode(x, keys.root(s)), 50) - x).square().sum()) for s in range(400)]
+    assert 0.8 * codec.error(50) < sum(far) / 400 / float(x.square().sum()) < 1.05 * codec.error(50)
 
 
 SECONDS = [
