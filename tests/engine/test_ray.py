@@ -396,6 +396,7 @@ def _hungry() -> Programs:
     return Programs({"train": ClientProgram(start, step, finish)}, {})
 
 
+@pytest.mark.slow
 def test_nothing_stays_after_the_end(executor: Ray, problem: Problem) -> None:
     """Processes are gone, signal handlers are the caller's, a second start works, an end may be told twice."""
     executor.close()
@@ -423,6 +424,7 @@ def test_a_cluster_that_is_not_there(executor: Ray, problem: Problem) -> None:
     assert time.monotonic() - began < 30.0
 
 
+@pytest.mark.slow
 def test_two_pools_are_there_at_once() -> None:
     """As when executors are compared: the second one is not kept waiting for the first one's place."""
     problem = small_problem(small_federation(SIZES))

@@ -100,6 +100,7 @@ def gone_on_with(made: Federation, out: Path, status: int) -> None:
     assert made.run(out, resume=True).status == "finished"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_server(federation: Make, tmp_path: Path) -> None:
     made = federation({"strategy.name": "scaffold"})
     out = tmp_path / "run"

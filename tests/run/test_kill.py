@@ -179,6 +179,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 PIECES = {**TINY, "run.checkpoint_every": 1, "run.rounds": 5, "participation.count": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_pieces")
 def test_a_memory_in_pieces_killed_at_some_changes(small: Small, same: Same, tmp_path: Path) -> None:
     document = small(PIECES)

@@ -92,6 +92,7 @@ def test_resuming_again_and_again(small: Small, same: Same, tmp_path: Path) -> N
     same(tmp_path / "whole", tmp_path / "part")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [1, 4])
 def test_a_memory_in_pieces(
     stopped: int, small: Small, same: Same, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -327,6 +327,7 @@ def begin(start: Start) -> Iterator[Start]:
             process.communicate()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_repeats_no_finished_cell(
     small: Small, write: Write, begin: Start, same: Same, counted: Path, tmp_path: Path
 ) -> None:

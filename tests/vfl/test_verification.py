@@ -58,12 +58,17 @@ def compressed(strategy: Strategy, codec: Codec, how: str = "none") -> Strategy:
     return Compressed(strategy, codec, feedback.build(how, {}), ("change",))
 
 
-def test_the_solution_in_closed_form() -> None:
+def test_a_hundred_iterations() -> None:
     t = toy()
     assert smooth(t) == pytest.approx(9.32, abs=0.01), "the figures are for this problem"
-    strategy = egvfl(step=0.5 / smooth(t), **PLAIN)
-    early = play(t.problem, strategy, 100)
+    early = play(t.problem, egvfl(step=0.5 / smooth(t), **PLAIN), 100)
     assert 5.4e-4 / TEN < t.gap(held(early)) < 5.4e-4 * TEN
+
+
+@pytest.mark.slow
+def test_the_solution_in_closed_form() -> None:
+    t = toy()
+    strategy = egvfl(step=0.5 / smooth(t), **PLAIN)
     late = play(t.problem, strategy, 3000)
     assert float((t.weights(held(late)) - t.x).abs().max()) < 4e-15 * TEN
     assert float((late.state.v["y"] - t.y).abs().max()) < 1.4e-14 * TEN
