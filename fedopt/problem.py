@@ -41,7 +41,17 @@ def logistic(outputs: Tensor, y: Tensor) -> Tensor:
     return nn.functional.softplus(-(2.0 * y.to(outputs.dtype) - 1.0) * outputs.reshape(y.shape[0]))
 
 
-LOSSES: dict[str, PerSample] = {"cross_entropy": cross_entropy, "squares": squares, "logistic": logistic}
+def value(outputs: Tensor, y: Tensor) -> Tensor:
+    """The output itself; for models that compute what is to be minimised."""
+    return outputs.reshape(outputs.shape[0], -1).sum(dim=1)
+
+
+LOSSES: dict[str, PerSample] = {
+    "cross_entropy": cross_entropy,
+    "squares": squares,
+    "logistic": logistic,
+    "value": value,
+}
 
 LIKELIHOODS = ("cross_entropy", "logistic")
 """Losses that are -log of the probability of the right answer."""

@@ -50,7 +50,7 @@ RESULTS = ROOT / "bench" / "cells" / "vertical"
 
 
 GRID = tuple(2.0 ** (k / 2) for k in range(13, -25, -1))
-"""Multiples of the safe step, the largest first."""
+"""Multiples of the safe step, the largest first; for logistic regression every second one, the safe step among them."""
 S = (1.0, 0.3, 0.1, 0.03)
 """Factors of the constraint."""
 
@@ -289,7 +289,7 @@ def search(data: str, loss: str, name: str) -> list[Cell]:
     ran(1.0, 1.0, math.inf)
     for constraint in ARMS[name].constraints:
         least, worse = (math.inf, math.inf), 0
-        for multiple in GRID:
+        for multiple in GRID if loss == "squares" else GRID[1::2]:
             fewest = best(list(known.values()))
             last = ran(multiple, constraint, math.inf if fewest is None else fewest.points[-1].bytes)
             if last.ended == "diverged":

@@ -59,6 +59,10 @@ class Group(NamedTuple):
         return self.attack.vectors is None
 
 
+UPDATES = ("delta", "difference")
+"""Vectors that move the model, of which a client sends one."""
+
+
 class Moment(NamedTuple):
     """Where the federation stands when an exchange is attacked."""
 
@@ -155,7 +159,7 @@ class Adversary(NamedTuple):
         """The replies after one group has written its rows."""
         attack = group.attack
         assert attack.vectors is not None
-        delta = replies.vectors.get("delta")
+        delta = next((replies.vectors[name] for name in UPDATES if name in replies.vectors), None)
         mine = torch.isin(replies.clients, group.clients)
         b, n = int(mine.sum()), replies.clients.numel()
         if delta is None or b == 0:

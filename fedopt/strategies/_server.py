@@ -13,7 +13,8 @@ from torch import Tensor
 from fedopt import keys
 from fedopt.optimizers import hyper_parameters
 from fedopt.problem import Problem
-from fedopt.programs import HYPER, at_server, kept_state
+from fedopt.programs import HYPER, kept_state
+from fedopt.ruled import by_client, refusal, ruled
 from fedopt.types import (
     Batches,
     Exchange,
@@ -110,23 +111,19 @@ def absorb(
     """
     selection, said = observed(parts.participation, problem, state.participation, state.model, replies, key)
     waiting = state._replace(round=state.round + 1, participation=selection)
-    accepted = replies.clients.numel()
-    silence = accepted == 0 and "asked" not in parts.aggregator.needs
-    refusal = "no answer was accepted" if silence else parts.aggregator.admits(accepted)
-    if refusal is not None:
-        return waiting, {**said, "kept_model": refusal}
-    offers: dict[str, Any] = {"weights": replies.weights, "clients": replies.clients, "key": keys.fold(key, "rule")}
-    if "asked" in parts.aggregator.needs:
-        offers["asked"] = replies.exchange.clients.numel()
-    if "previous" in parts.aggregator.needs:
-        offers["previous"] = state.previous
-    if "trial" in parts.aggregator.needs:
-        offers["trial"] = problem.trial(state.model)
-    if "reference" in parts.aggregator.needs:
-        split = problem.server_split("trial")
-        asked, own = replies.exchange, keys.fold(key, "reference")
-        offers["reference"] = at_server(problem, parts.programs(problem), asked, split, own).vectors["delta"]
-    delta, rule, info = parts.aggregator.apply(replies.vectors["delta"], state.rule, **offers)
+    refused = refusal(parts.aggregator, replies)
+    if refused is not None:
+        return waiting, {**said, "kept_model": refused}
+    delta, rule, info = ruled(
+        parts.aggregator,
+        state.rule,
+        problem,
+        lambda: parts.programs(problem),
+        state.model,
+        state.previous,
+        replies,
+        key,
+    )
     params, _ = problem.unpack(state.model)
     descent = problem.network.spec.unflatten(-scale * delta)
     numbers = hyper_parameters(parts.server, state.round, problem.dtype)
@@ -143,7 +140,7 @@ def absorb(
         previous=delta if state.previous.numel() else state.previous,
         own=state.own,
     )
-    return new, {**said, **_by_client(info, replies.clients), "delta_norm": float(delta.norm())}
+    return new, {**said, **by_client(info, replies.clients), "delta_norm": float(delta.norm())}
 
 
 def observed(
@@ -158,17 +155,6 @@ def observed(
             raise FedoptError(f"{participation.name} asks for the loss of the server's model, and there is none")
         offers["loss"] = problem._replace(trial_saturation=0.0).trial(model).loss
     return participation.observe(state, replies, **offers)
-
-
-def _by_client(info: Info, clients: Tensor) -> Info:
-    """What a rule says; the trust that it put in each row is told by client, where rows are clients'."""
-    trust = info.get("trust")
-    if not isinstance(trust, Tensor):
-        return info
-    rest = {name: value for name, value in info.items() if name != "trust"}
-    if trust.numel() != clients.numel():  # a step before the rule mixed them
-        return rest
-    return {**rest, "trust": dict(zip(map(str, clients.tolist()), trust.tolist(), strict=True))}
 
 
 def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:

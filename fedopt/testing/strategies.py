@@ -142,6 +142,8 @@ def small_problem(
 def compose(component: Component | str, /, *, lr: float = _LR, **given: Any) -> Strategy:
     """The strategy with these parts and options; a part that is not given is of the plainest kind.
 
+    Options that are not given are those of its first example, where it declares any.
+
     Everybody takes part, the mean, sgd with `lr` at the clients (at the server, where clients have no optimizer), and
     the whole data as one batch.
     """
@@ -155,7 +157,8 @@ def compose(component: Component | str, /, *, lr: float = _LR, **given: Any) -> 
         "batches": Batches(size=None),
     }
     parts = {name: given.get(name, part) for name, part in plain.items() if name in wanted}
-    options = {name: value for name, value in given.items() if name not in plain}
+    example = facts(component).get("examples", ({},))[0]
+    options = {**example, **{name: value for name, value in given.items() if name not in plain}}
     strategy: Strategy = component(**parts, **validate(component, options, "strategy", PARTS))
     return strategy
 

@@ -19,8 +19,14 @@ from fedopt.types import Batches, FedoptError, Rule
 
 NAMES = horizontal()
 AVERAGING = [name for name in NAMES if "aggregator" in registry.wants(name)]
+ASKING = [name for name in NAMES if hasattr(registry.get(name), "proceed")]
+"""Methods that ask one question after another; what they do with rules and attacks is one piece of code."""
 ATTACKERS = torch.tensor([1, 4])
 SIZES = (5, 3, 6, 4, 5, 3, 4, 6, 5, 3, 4, 5)
+
+
+def lighter(names: list[str]) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in ASKING and n not in ("aeg", "olga") else n for n in names]
 
 
 def examples(room: Any, name: str) -> list[dict[str, Any]]:
@@ -64,17 +70,18 @@ def withstands(made: Any, adversary: Adversary) -> None:
         assert torch.isfinite(played.params).all()
         kept = all("kept_model" in step.info for step in played.steps)
         nothing = adversary.groups[0].attack.name == "zero"  # a rule that takes one row may take one of zeros
-        assert kept or nothing or not torch.equal(played.params, problem.initial["params"])
+        asks = "group" in played.steps[-1].info  # it may need more answers before it moves
+        assert kept or nothing or asks or not torch.equal(played.params, problem.initial["params"])
 
 
 @pytest.mark.parametrize(("rule", "options"), RULES, ids=str)
-@pytest.mark.parametrize("strategy", AVERAGING)
+@pytest.mark.parametrize("strategy", lighter(AVERAGING))
 def test_rule(strategy: str, rule: str, options: dict[str, Any]) -> None:
     withstands(compose(strategy, lr=0.05, aggregator=rule_for(rule, options)), adversary_of("sign_flip", {}))
 
 
 @pytest.mark.parametrize(("attack", "options"), ATTACKS, ids=str)
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", lighter(NAMES))
 def test_attack(strategy: str, attack: str, options: dict[str, Any]) -> None:
     made, adversary = compose(strategy, lr=0.05), adversary_of(attack, options)
     if strategy == "ropo" and "outcome" in adversary.groups[0].attack.asks:
@@ -91,7 +98,7 @@ def test_rule_and_attack(rule: str, options: dict[str, Any], attack: str, given:
 
 
 @pytest.mark.parametrize("scope", ["mean", "trimmed_mean"])
-@pytest.mark.parametrize("strategy", AVERAGING)
+@pytest.mark.parametrize("strategy", lighter(AVERAGING))
 def test_an_attack_that_changes_nothing(strategy: str, scope: str) -> None:
     """The way through the adversary (rows, then the mean) ends where the way without one does."""
     made = compose(strategy, aggregator=aggregators.build(scope, {} if scope == "mean" else {"f": 1}))
@@ -104,19 +111,20 @@ def test_an_attack_that_changes_nothing(strategy: str, scope: str) -> None:
     torch.testing.assert_close(attacked.params, plain.params, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("strategy", AVERAGING)
+@pytest.mark.parametrize("strategy", lighter(AVERAGING))
 def test_an_attack_with_numbers_that_are_none_is_rejected(strategy: str) -> None:
     broken = attacks.build("sign_flip", {})._replace(vectors=lambda seen, b, **offers: seen * torch.inf)
     adversary = Adversary((Group(broken, ATTACKERS),))
     problem = small_problem(small_federation(SIZES))
     played = play(problem, compose(strategy), 2, adversary=adversary)
     for step in played.steps:
-        assert [r.client for r in step.replies.rejected] == ATTACKERS.tolist()
+        asked = step.replies.exchange.clients
+        assert [r.client for r in step.replies.rejected] == asked[torch.isin(asked, ATTACKERS)].tolist()
     assert played.params is not None
     assert torch.isfinite(played.params).all()
 
 
-@pytest.mark.parametrize("strategy", AVERAGING)
+@pytest.mark.parametrize("strategy", lighter(AVERAGING))
 def test_nobody_answers_under_an_attack(strategy: str) -> None:
     adversary = Adversary((Group(attacks.build("sign_flip", {}), ATTACKERS),))
     problem = small_problem(small_federation(SIZES))
@@ -132,7 +140,10 @@ def test_nobody_answers_under_an_attack(strategy: str) -> None:
     assert replies.clients.numel() == 0
     new, info = made.absorb(problem, state, replies, key)
     assert info["kept_model"] == "no answer was accepted"
-    assert torch.equal(new.model["params"], state.model["params"])
+    after, before = made.model(problem, new), made.model(problem, state)
+    assert after is not None
+    assert before is not None
+    assert torch.equal(after["params"], before["params"])
 
 
 def test_scaffold_attackers_lie_in_their_control_variate_too() -> None:

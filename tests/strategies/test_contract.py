@@ -44,7 +44,10 @@ from fedopt.types import Batch, Batches, Client, Exchange, Info, Named, Programs
 
 NAMES = horizontal()
 POOLED = [name for name in NAMES if facts(registry.get(name)).get("pooled")]
-AVERAGING = [name for name in NAMES if "aggregator" in registry.wants(name)]
+ASKING = [name for name in NAMES if hasattr(registry.get(name), "proceed")]
+"""Methods under data similarity, which have models without buffers and need not move in every round."""
+STEPPING = [name for name in NAMES if name not in ASKING]
+AVERAGING = [name for name in STEPPING if "aggregator" in registry.wants(name)]
 SIZES = (7, 12, 5, 9, 11, 4)
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -335,7 +338,7 @@ def problem_for(name: str, **given: Any) -> Problem:
     return small_problem(pool(data) if name in POOLED else data, **given)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEPPING)
 def test_buffers_travel_beside_the_model(name: str, caplog: pytest.LogCaptureFixture) -> None:
     problem = problem_for(name, module=Normed().double())
     strategy = compose(name, batches=Batches(size=None, epochs=2))
@@ -381,7 +384,7 @@ def test_buffers_are_averaged_like_the_model(weighting: str) -> None:
 
 
 @pytest.mark.parametrize("executor", [Serial, Stacked])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEPPING)
 def test_training_the_head_alone_is_training_on_fixed_features(name: str, executor: Any) -> None:
     data = small_federation(SIZES)
     data = pool(data) if name in POOLED else data
@@ -419,7 +422,7 @@ SCHEDULED = {
     },
     **{
         f"server lr of {name}": Scheduled(name, lambda v: {"server": sgd(v)}, (0.1, 0.3))
-        for name in NAMES
+        for name in STEPPING
         if "server" in registry.wants(name)
     },
     "momentum of fednova": Scheduled("fednova", lambda v: {"optimizer": sgd(0.1, momentum=v)}, (0.3, 0.9)),

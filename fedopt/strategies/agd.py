@@ -1,0 +1,85 @@
+"""Accelerated gradient descent: one round with everybody per iteration, without the server's data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedopt.problem import Problem
+from fedopt.registry import declare
+from fedopt.similarity import asking
+from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+
+
+class Momentum(NamedTuple):
+    """State."""
+
+    x: Tensor
+    y: Tensor
+
+
+@declare(
+    reference="Nesterov 2004, Introductory Lectures on Convex Optimization, scheme 2.2.9",
+    examples=({"l2": 0.5, "smooth": 8.0},),
+    exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
+)
+@dataclass(frozen=True)
+class agd:
+    """What methods under similarity are compared with.
+
+        x⁺ = y - ∇h(y)/L,  y = x⁺ + β (x⁺ - x),  β = (1 - √(μ/L)) / (1 + √(μ/L))
+
+    l2: λ of (λ/2)‖x‖². mu: μ; None: l2. smooth: L; None: measured by a power iteration over the clients. The server
+    needs
+    no data.
+
+    Differences from the reference: constant momentum, for strong convexity.
+    """
+
+    aggregator: Rule
+    server: Optimizer
+    batches: Batches = Batches(size=None, shuffle=False)
+    l2: NotNegative = 0.0
+    mu: Positive | None = None
+    smooth: Positive | None = None
+    rare: tuple[int, ...] = ()
+    rare_classes: tuple[int, ...] = ()
+    prox: Solving = Solving()
+
+    def programs(self, problem: Problem) -> Programs:
+        return asking.programs(self, problem)
+
+    def init(self, problem: Problem, key: Tensor) -> Asking:
+        return asking.init(self, problem, key)
+
+    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
+        return asking.plan(self, problem, state, key)
+
+    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
+        return asking.absorb(self, problem, state, replies, key)
+
+    def model(self, problem: Problem, state: Asking) -> Named:
+        return {"params": state.params}
+
+    def wanted(self) -> tuple[Constant, ...]:
+        if self.rare or self.rare_classes:
+            half = None if self.smooth is None else 0.5 * self.smooth
+            return (Constant("smooth_f", half, "f", "smoothness"), Constant("smooth_g", half, "g", "smoothness"))
+        return (Constant("smooth", self.smooth, "f", "smoothness"),)
+
+    def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
+        return Turn(Momentum(x, x), setting.everywhere(x), x)
+
+    def proceed(self, setting: Setting, own: Momentum, answers: tuple[Answer, ...], key: Tensor) -> Turn:
+        smooth = sum(setting.constants[n] for n in ("smooth", "smooth_f", "smooth_g") if n in setting.constants)
+        slope = torch.stack([answer.vector for answer in answers]).sum(dim=0) + self.l2 * own.y
+        x = own.y - slope / smooth
+        root = math.sqrt(setting.mu / smooth)
+        y = x + (1.0 - root) / (1.0 + root) * (x - own.x)
+        return Turn(Momentum(x, y), setting.everywhere(y), x)

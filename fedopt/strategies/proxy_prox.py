@@ -1,0 +1,76 @@
+"""Proximal steps on the server's own part with the difference at the last point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedopt.problem import Problem
+from fedopt.registry import declare
+from fedopt.similarity import asking
+from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn, at_home
+from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+
+
+class At(NamedTuple):
+    """State."""
+
+    x: Tensor
+
+
+@declare(
+    reference="Woodworth, Mishchenko, Bach 2023, 'Two Losses Are Better Than One: Faster Optimization Using a "
+    "Cheaper Proxy', arXiv 2302.03542",
+    examples=({"l2": 0.5, "delta": 2.0},),
+    exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
+)
+@dataclass(frozen=True)
+class proxy_prox:
+    """x <- argmin_v ⟨∇p(x), v - x⟩ + ‖v - x‖²/(2θ) + h_1(v),  θ = factor/δ;  one round with everybody per iteration.
+
+    `aeg` without acceleration: O(δ/μ log 1/ε) rounds.
+
+    l2, mu, delta, rare, rare_classes, prox: as for `aeg`.
+
+    Differences from the paper: the deterministic method, with the step of a δ-smooth difference.
+    """
+
+    aggregator: Rule
+    server: Optimizer
+    batches: Batches = Batches(size=None, shuffle=False)
+    l2: NotNegative = 0.0
+    mu: Positive | None = None
+    delta: Positive | None = None
+    factor: Positive = 1.0
+    rare: tuple[int, ...] = ()
+    rare_classes: tuple[int, ...] = ()
+    prox: Solving = Solving()
+
+    def programs(self, problem: Problem) -> Programs:
+        return asking.programs(self, problem)
+
+    def init(self, problem: Problem, key: Tensor) -> Asking:
+        return asking.init(self, problem, key)
+
+    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
+        return asking.plan(self, problem, state, key)
+
+    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
+        return asking.absorb(self, problem, state, replies, key)
+
+    def model(self, problem: Problem, state: Asking) -> Named:
+        return {"params": state.params}
+
+    def wanted(self) -> tuple[Constant, ...]:
+        return at_home(self.delta, bool(self.rare or self.rare_classes))
+
+    def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
+        return Turn(At(x), setting.everywhere(x), x)
+
+    def proceed(self, setting: Setting, own: At, answers: tuple[Answer, ...], key: Tensor) -> Turn:
+        rho = setting.delta / self.factor
+        found = setting.home.prox(setting.differences(own.x, answers), own.x, rho, key)
+        return Turn(At(found.point), setting.everywhere(found.point), found.point, {"server_steps": found.steps})

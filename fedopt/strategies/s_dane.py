@@ -1,0 +1,107 @@
+"""S-DANE: DANE whose centre moves by a step of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import pydantic
+from torch import Tensor
+
+from fedopt import keys
+from fedopt.problem import Problem
+from fedopt.registry import ConfigError, declare
+from fedopt.similarity import asking
+from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.home import Count, NotNegative, Positive, Solving
+from fedopt.similarity.walks import Walk, anchored, moved, stepped
+from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+
+
+class Stabilised(NamedTuple):
+    """State."""
+
+    walk: Walk
+    x: Tensor
+    """What is published."""
+    some: Tensor
+    """Who takes part in this iteration; empty: everybody."""
+
+
+@declare(
+    reference="Jiang, Rodomanov, Stich 2024, 'Stabilized Proximal-Point Methods for Federated Optimization', arXiv "
+    "2407.07084, algorithm 1",
+    examples=({"l2": 0.5, "delta": 2.0},),
+    exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
+)
+@dataclass(frozen=True)
+class s_dane:
+    """v is where gradients are asked for, x what is published; two rounds per iteration, with a set S of clients.
+
+        x_m = argmin f_m(u) + ⟨∇f(v) - ∇f_m(v), u⟩ + (ρ/2) ‖u - v‖²;  x = mean x_m
+        v <- argmin ⟨mean ∇f_m(x_m), u⟩ + (μ/2) mean ‖u - x_m‖² + (ρ/2) ‖u - v‖²
+
+    l2: λ of (λ/2)‖x‖², part of every f_m. mu: μ; None: l2. delta: δ, the largest ‖∇²f_m - ∇²f‖; None: measured by a
+    power
+        iteration over the clients. rho: weight of the proximal term; None: δ.
+    newton: steps of Newton's method by which a client finds its proximal point (one is enough for quadratics); 0: one
+    step
+        of gradient descent with `lr` for each of its batches, for networks.
+
+    take: S, how many clients an iteration is made with; None: everybody. Then, with subproblems that are solved
+        exactly, v = x, and this is DANE.
+
+    Differences from the paper: none known.
+    """
+
+    aggregator: Rule
+    server: Optimizer
+    batches: Batches = Batches(size=None, shuffle=False)
+    l2: NotNegative = 0.0
+    mu: Positive | None = None
+    delta: Positive | None = None
+    rho: Positive | None = None
+    take: Count | None = None
+    newton: Annotated[int, pydantic.Field(ge=0)] = 4
+    lr: Positive = 0.1
+    prox: Solving = Solving()
+
+    def programs(self, problem: Problem) -> Programs:
+        return asking.programs(self, problem, local_steps=self.newton)
+
+    def init(self, problem: Problem, key: Tensor) -> Asking:
+        return asking.init(self, problem, key)
+
+    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
+        return asking.plan(self, problem, state, key)
+
+    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
+        return asking.absorb(self, problem, state, replies, key)
+
+    def model(self, problem: Problem, state: Asking) -> Named:
+        return {"params": state.params}
+
+    def wanted(self) -> tuple[Constant, ...]:
+        return (Constant("delta", self.delta, "f", "clients"),)
+
+    def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
+        if self.take is not None and self.take > setting.clients:
+            raise ConfigError("strategy.take", f"at most {setting.clients} clients are there; {self.take} given")
+        return self._anchored(setting, Stabilised(Walk("anchor", x, x, x), x, x[:0].long()), key)
+
+    def proceed(self, setting: Setting, own: Stabilised, answers: tuple[Answer, ...], key: Tensor) -> Turn:
+        rho, mu, v = self.rho or setting.constants["delta"], setting.mu, own.walk.x
+        walk = moved(own.walk, answers[0])
+        if walk.phase == "anchor":
+            turn = stepped(setting, walk, key, rho, 0.0, walk.x, self.lr, program="stabilised", some=own.some)
+            return turn._replace(own=own._replace(walk=turn.own), params=own.x)
+        x, slope = walk.x, -answers[0].beside
+        after = (rho * v + mu * x - slope) / (rho + mu)
+        return self._anchored(setting, own._replace(walk=walk._replace(x=after, w=after), x=x), key)
+
+    def _anchored(self, setting: Setting, own: Stabilised, key: Tensor) -> Turn:
+        pool, some = setting.problem.pool, setting.nobody
+        if self.take is not None and self.take < pool.numel():
+            some = pool[keys.sample(keys.fold(key, "clients"), pool.numel(), self.take)].sort().values
+        turn = anchored(own.walk, some)
+        return turn._replace(own=own._replace(walk=turn.own, some=some), params=own.x)
