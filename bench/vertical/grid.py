@@ -283,7 +283,9 @@ def search(data: str, loss: str, name: str) -> list[Cell]:
             known[multiple, constraint] = run(data, loss, name, multiple, constraint, limit)
             RESULTS.mkdir(parents=True, exist_ok=True)
             text = ",\n".join(json.dumps(cell._asdict()) for cell in known.values())
-            _file(data, loss, name).write_text(f"[{text}]\n")
+            draft = _file(data, loss, name).with_suffix(".draft")
+            draft.write_text(f"[{text}]\n")
+            draft.replace(_file(data, loss, name))  # as a whole or not at all
         return known[multiple, constraint]
 
     ran(1.0, 1.0, math.inf)

@@ -47,13 +47,13 @@ class BasicBlock(nn.Module):
         return torch.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def stages(axes: int, width: int, norm: Norm, groups: int) -> nn.Sequential:
-    """The four stages of ResNet-18: two blocks each, `width` to `8 width` channels, halving from the second on."""
+def stages(axes: int, width: int, norm: Norm, groups: int, count: int = 4, blocks_each: int = 2) -> nn.Sequential:
+    """Stages of some blocks each, twice as many channels in each, halving from the second on; as in ResNet-18."""
     blocks = []
     inward = width
-    for stage in range(4):
+    for stage in range(count):
         outward = width * 2**stage
-        for stride in (1 if stage == 0 else 2, 1):
+        for stride in (1 if stage == 0 else 2, *[1] * (blocks_each - 1)):
             blocks.append(BasicBlock(axes, inward, outward, stride, norm, groups))
             inward = outward
     return nn.Sequential(*blocks)

@@ -7,4 +7,9 @@ little from point to point (similarity δ_f, δ_g), most of the work can be done
 
 `sliding` has the numbers of accelerated extragradient, `epochs` the variance-reduced epochs and their acceleration,
 `constants` measures δ_f and δ_g, and `asking` makes one strategy of a method that says what it wants to know next.
+
+Options that methods with two groups share: `rare` names the clients of g; "auto" finds those whose gradients change
+least like the server's, by four gradients of everybody before the first step: a share of them (`rare_share`), or those
+behind the cut of the sorted logarithms with the least squares. `rare_classes` tells every client's samples apart by
+their classes instead.
 """

@@ -21,6 +21,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError
 from fedopt.ruled import by_client, refusal, ruled
 from fedopt.similarity import oracles
+from fedopt.similarity.grouping import Grouping, probed, probing, rare_ones
 from fedopt.similarity.groups import Groups
 from fedopt.similarity.groups import groups as grouped
 from fedopt.similarity.home import Home, Solving, home
@@ -31,6 +32,9 @@ STEPS = 60
 
 SETTLED = 1e-2
 """it ends when its result changes by less than such a share in a step,"""
+
+AUTO = "auto"
+"""In place of clients: those are found who are least like the server's data."""
 
 ABOVE = 1.05
 """and comes to it from below."""
@@ -120,6 +124,10 @@ class Asking(NamedTuple):
     constants: dict[str, float]
     measured: Measured | None
     counted: Counted
+    rare: Tensor
+    """Clients of group g, where they are told apart by what they answer."""
+    grouping: Grouping | None = None
+    """While that is asked for."""
 
 
 class Method(Protocol):
@@ -200,7 +208,8 @@ def at_home(delta: float | None, two: bool) -> tuple[Constant, ...]:
 
 def programs(method: Method, problem: Problem, *, local_steps: int = 0, noise: float = 0.0) -> Programs:
     """The clients' programs of a method."""
-    return oracles.programs(problem, _groups(method, problem), local_steps=local_steps, l2=method.l2, noise=noise)
+    parts = _groups(method, problem, torch.zeros(0, dtype=torch.int64))
+    return oracles.programs(problem, parts, local_steps=local_steps, l2=method.l2, noise=noise)
 
 
 def init(method: Method, problem: Problem, key: Tensor) -> Asking:
@@ -212,8 +221,6 @@ def init(method: Method, problem: Problem, key: Tensor) -> Asking:
     x = problem.initial["params"]
     constants: dict[str, float] = {}
     start = Measured(_direction(problem, keys.fold(key, "power")), 0, 0.0, 0)
-    parts = _groups(method, problem)
-    names = ("f", "g") if parts.two else ("f",)
     empty = torch.zeros(problem.d if "previous" in method.aggregator.needs else 0, dtype=problem.dtype)
     state = Asking(
         0,
@@ -221,23 +228,30 @@ def init(method: Method, problem: Problem, key: Tensor) -> Asking:
         None,
         (),
         (),
-        {name: method.aggregator.init(problem.clients) for name in names},
-        {name: empty for name in names},
+        {name: method.aggregator.init(problem.clients) for name in "fg"},
+        dict.fromkeys("fg", empty),
         constants,
         start,
         Counted(),
+        torch.zeros(0, dtype=torch.int64),
     )
-    return _measuring(method, problem, state, key)
+    if getattr(method, "rare", ()) != AUTO:
+        return _measuring(method, problem, state, key)
+    if problem.clients < 2:
+        raise ConfigError("strategy.rare", "'auto' tells clients apart; there is one alone")
+    setting = _setting(method, problem, state)
+    grouping = probing(setting.home, x, problem.clients, key)
+    return state._replace(grouping=grouping, questions=(Question("f", x),))
 
 
 def plan(method: Method, problem: Problem, state: Asking, key: Tensor) -> Exchange:
     """The next question as an exchange."""
     question = state.questions[len(state.answers)]
-    setting = _setting(method, problem, state.constants)
+    setting = _setting(method, problem, state)
     real = setting.real(question.part)
     clients = question.clients if question.clients.numel() else setting.groups.clients(real)
     there = clients[torch.isin(clients, problem.pool)] if problem.there is not None else clients
-    rows = method.aggregator.scope != "linear" or (state.measured is not None and _kind(method, state) == "clients")
+    rows = method.aggregator.scope != "linear" or state.grouping is not None or _by_client(method, state)
     program = question.program
     if setting.groups.classes:
         program += real
@@ -257,9 +271,10 @@ def plan(method: Method, problem: Problem, state: Asking, key: Tensor) -> Exchan
 def absorb(method: Method, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
     """An answer; the method goes on when it has all that it asked for. What nobody answered is asked once more."""
     question = state.questions[len(state.answers)]
-    setting = _setting(method, problem, state.constants)
+    setting = _setting(method, problem, state)
     real = setting.real(question.part)
-    counted = _counted(state.counted, question.part, replies, setting)
+    part = "fg" if state.grouping is not None else question.part  # everybody is asked while groups are found
+    counted = _counted(state.counted, part, replies, setting)
     state = state._replace(round=state.round + 1, counted=counted)
     told: Info = {"group": question.part, **counted._asdict()}
     refused = refusal(method.aggregator, replies)
@@ -267,6 +282,9 @@ def absorb(method: Method, problem: Problem, state: Asking, replies: Replies, ke
         refused = f"nobody who answered has samples of part {real}"
     if refused is not None:
         return state, {**told, "kept_model": refused}
+    if state.grouping is not None:
+        state, found = _grouped(method, setting, state, replies, key)
+        return state, {**told, **found}
     if state.measured is not None:
         state, found = _measure(method, setting, state, replies, key)
         return state, {**told, **found}
@@ -301,15 +319,30 @@ def _turned(state: Asking, turn: Turn) -> Asking:
     return state._replace(own=turn.own, questions=turn.questions, answers=(), params=turn.params)
 
 
-def _setting(method: Method, problem: Problem, constants: dict[str, float]) -> Setting:
-    parts = _groups(method, problem)
+def _setting(method: Method, problem: Problem, state: Asking) -> Setting:
+    parts = _groups(method, problem, state.rare)
     own = home(problem, parts, method.l2, method.prox, method.server)
     mu = method.mu if method.mu is not None else method.l2
-    return Setting(problem, parts, own, constants, mu, parts.f.numel())
+    return Setting(problem, parts, own, state.constants, mu, parts.f.numel())
 
 
-def _groups(method: Method, problem: Problem) -> Groups:
-    return grouped(problem, getattr(method, "rare", ()), getattr(method, "rare_classes", ()))
+def _groups(method: Method, problem: Problem, found: Tensor) -> Groups:
+    named = getattr(method, "rare", ())
+    return grouped(problem, found.tolist() if named == AUTO else named, getattr(method, "rare_classes", ()))
+
+
+def _grouped(method: Method, setting: Setting, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
+    """One probe more; then who is rare. A probe that somebody did not answer is made once more."""
+    assert state.grouping is not None
+    if replies.clients.numel() < setting.problem.clients:
+        return state, {"kept_model": "everybody has to answer while groups are found"}
+    grouping = probed(state.grouping, setting.home, -replies.vectors["delta"])
+    if grouping.asked < grouping.points.shape[0]:
+        question = Question("f", grouping.points[grouping.asked])
+        return state._replace(grouping=grouping, questions=(question,)), {}
+    rare = rare_ones(grouping, getattr(method, "rare_share", None))
+    state = state._replace(grouping=None, rare=rare, questions=())
+    return _measuring(method, setting.problem, state, key), {"rare": rare.tolist()}
 
 
 def _counted(before: Counted, part: str, replies: Replies, setting: Setting) -> Counted:
@@ -320,8 +353,8 @@ def _counted(before: Counted, part: str, replies: Replies, setting: Setting) -> 
         whole = 4.0 * setting.problem.d  # codes hold float32
         longest += 1.0 if nbytes is None else float(nbytes.max()) / whole if nbytes.numel() else 0.0
     return Counted(
-        before.rounds_f + (part == "f"),
-        before.rounds_g + (part == "g"),
+        before.rounds_f + ("f" in part),
+        before.rounds_g + ("g" in part),
         before.messages + asked + replies.clients.numel() + len(replies.rejected),
         before.time + longest,
     )
@@ -337,9 +370,9 @@ def _direction(problem: Problem, key: Tensor) -> Tensor:
     return unit
 
 
-def _kind(method: Method, state: Asking) -> str:
-    assert state.measured is not None
-    return method.wanted()[state.measured.done].kind
+def _by_client(method: Method, state: Asking) -> bool:
+    """Whether a constant is measured that compares clients."""
+    return state.measured is not None and method.wanted()[state.measured.done].kind == "clients"
 
 
 def _measuring(method: Method, problem: Problem, state: Asking, key: Tensor) -> Asking:
@@ -366,7 +399,7 @@ def _measuring(method: Method, problem: Problem, state: Asking, key: Tensor) -> 
         )
         constants |= {"delta_f": constants["delta_g"], "delta_g": constants["delta_f"], "swapped": 1.0}
     state = state._replace(constants=constants, measured=None)
-    turn = method.begin(_setting(method, problem, constants), state.params, keys.fold(key, "method"))
+    turn = method.begin(_setting(method, problem, state), state.params, keys.fold(key, "method"))
     return _turned(state, turn)
 
 

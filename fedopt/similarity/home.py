@@ -22,6 +22,7 @@ from fedopt.types import FedoptError, Optimizer
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 Solver = Literal["auto", "exact", "lbfgs", "accelerated", "optimizer"]
 
@@ -34,8 +35,8 @@ class Solving(NamedTuple):
 
     solver: `exact` by the eigenvectors of the Hessian, for quadratic h_1; `lbfgs` and `accelerated` (Nesterov's method
         with a line search) until ‖∇A(v)‖ <= tolerance · ρ ‖v - c‖, or `steps` are done; `optimizer` takes `steps` of
-        the server optimizer on mini-batches of `batch` of the server's samples; `auto` is `exact` where h_1 is
-        quadratic, else `lbfgs`.
+        the server optimizer on mini-batches of `batch` of the server's samples, gradients divided by 1 + ρ lr; `auto`
+        is `exact` where h_1 is quadratic, else `lbfgs`.
     """
 
     solver: Solver = "auto"
@@ -163,6 +164,8 @@ class Home(NamedTuple):
                 rows = keys.sample(word, held, min(self.solving.batch, held))
                 slope = slope + grad(partial(_mean_loss, self.problem), argnums=0)(v, split, rows)
             numbers = hyper_parameters(self.optimizer, k, self.problem.dtype)
+            # plain descent then takes the proximal term implicitly, so that a large ρ does not ask for a small step
+            slope = slope / (1.0 + rho * numbers["lr"]) if "lr" in numbers else slope
             params, state = self.optimizer.update(spec.unflatten(slope), state, spec.unflatten(v), numbers)
             v = spec.flatten(params)
         return Solved(v, self.solving.steps, float("nan"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from torch import Tensor
@@ -13,7 +13,7 @@ from fedopt.registry import declare
 from fedopt.similarity import asking, epochs
 from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
 from fedopt.similarity.epochs import Epoch, Estimator
-from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.separated import either
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
@@ -34,7 +34,8 @@ class acc_vrcs:
     `vrcs`. theta: θ in place of it.
 
     l2: λ of (λ/2)‖x‖², which the server adds. mu: μ; None: l2. delta_f, delta_g: δ_f and δ_g; None: measured by power
-        iterations over the groups. rare, rare_classes: clients, or classes, of the group g; the group that is nearer to
+        iterations over the groups. rare, rare_classes: clients, or classes, of the group g (see `fedopt.similarity`);
+        the group that is nearer to
         the server's data becomes f. prox: how the server solves its subproblem.
 
     Differences from the paper: its pseudocode was not at hand; this is a reconstruction along its published rates.
@@ -50,7 +51,8 @@ class acc_vrcs:
     c: Positive = 2.0
     probability: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     theta: Positive | None = None
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

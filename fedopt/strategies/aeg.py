@@ -12,7 +12,7 @@ from fedopt.problem import Problem
 from fedopt.registry import declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
-from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import sliding
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
@@ -72,7 +72,8 @@ class aeg:
     form: Literal["sliding", "estimating"] = "sliding"
     lam: Positive = 2.0
     online: bool = False
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from fedopt.problem import Problem
 from fedopt.registry import declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
-from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
 
@@ -48,7 +48,8 @@ class agd:
     l2: NotNegative = 0.0
     mu: Positive | None = None
     smooth: Positive | None = None
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

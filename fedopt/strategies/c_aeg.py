@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn
-from fedopt.similarity.home import Count, NotNegative, Positive, Solving
+from fedopt.similarity.home import Count, NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import Sliding, sliding
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
@@ -54,7 +54,8 @@ class c_aeg:
     g has to be convex; where it may not be, take `acc_vrcs`.
 
     l2: λ of (λ/2)‖x‖², which the server adds. mu: μ; None: l2. delta_f, delta_g: δ_f and δ_g; None: measured by power
-        iterations over the groups. rare, rare_classes: clients, or classes, of the group g; the group that is nearer to
+        iterations over the groups. rare, rare_classes: clients, or classes, of the group g (see `fedopt.similarity`);
+        the group that is nearer to
         the server's data becomes f. prox: how the server solves its subproblem.
 
     Differences from the paper: its pseudocode was not at hand; this is a reconstruction along its published rates.
@@ -69,7 +70,8 @@ class c_aeg:
     delta_g: Positive | None = None
     inner_tolerance: Positive = 0.3
     inner_steps: Count = 500
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

@@ -14,7 +14,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn
-from fedopt.similarity.home import Count, NotNegative, Positive, Solving
+from fedopt.similarity.home import Count, NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
 
@@ -47,7 +47,8 @@ class hasca:
         others the second half. period: w is renewed after so many steps in place of at random. probability: p.
 
     l2: λ of (λ/2)‖x‖², which the server adds. mu: μ; None: l2. delta_f, delta_g: δ_f and δ_g; None: measured by power
-        iterations over the groups. rare, rare_classes: clients, or classes, of the group g; the group that is nearer to
+        iterations over the groups. rare, rare_classes: clients, or classes, of the group g (see `fedopt.similarity`);
+        the group that is nearer to
         the server's data becomes f. prox: how the server solves its subproblem.
 
     Differences from the paper: its pseudocode was not at hand, and less of it is known than of its companion's; a
@@ -65,7 +66,8 @@ class hasca:
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     period: Count | None = None
     blocks: Literal[1, 2] = 1
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from fedopt.problem import Problem
 from fedopt.registry import declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn, at_home
-from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
 
@@ -45,7 +45,8 @@ class proxy_prox:
     mu: Positive | None = None
     delta: Positive | None = None
     factor: Positive = 1.0
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

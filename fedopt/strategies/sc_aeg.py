@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 from torch import Tensor
@@ -15,7 +15,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.similarity import asking
 from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn
-from fedopt.similarity.home import NotNegative, Positive, Solving
+from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import Sliding, sliding
 from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
 
@@ -55,7 +55,8 @@ class sc_aeg:
     probability: p in place of the formula. both: both groups are asked each time, which is `aeg`. factor: s.
 
     l2: λ of (λ/2)‖x‖², which the server adds. mu: μ; None: l2. delta_f, delta_g: δ_f and δ_g; None: measured by power
-        iterations over the groups. rare, rare_classes: clients, or classes, of the group g; the group that is nearer to
+        iterations over the groups. rare, rare_classes: clients, or classes, of the group g (see `fedopt.similarity`);
+        the group that is nearer to
         the server's data becomes f. prox: how the server solves its subproblem.
 
     Differences from the paper: its pseudocode was not at hand; this is a reconstruction along its published rates.
@@ -71,7 +72,8 @@ class sc_aeg:
     probability: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     both: bool = False
     factor: Annotated[float, pydantic.Field(gt=0, le=1)] = 1 / 16
-    rare: tuple[int, ...] = ()
+    rare: tuple[int, ...] | Literal["auto"] = ()
+    rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 

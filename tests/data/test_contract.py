@@ -24,7 +24,12 @@ OPTIONS: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
     "plays": ("shakespeare", [{"target": "last"}, {"length": 20, "min_samples": 10}]),
     "text": ("sst2", [{"file": "sst2/train.tsv", "test_file": "sst2/dev.tsv", "length": 8}]),
 }
-ELSEWHERE = {"cifar10": "test_cifar.py", "cifar100": "test_cifar.py", "huggingface": "test_huggingface.py"}
+ELSEWHERE = {
+    "cifar10": "test_cifar.py",
+    "cifar100": "test_cifar.py",
+    "huggingface": "test_huggingface.py",
+    "quadratics": "tests/similarity/test_verification.py",
+}
 """Sources whose files are made by tests of their own."""
 
 

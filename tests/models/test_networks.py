@@ -42,6 +42,7 @@ def size(module: nn.Module) -> int:
         (lambda: made("cnn", (3, 32, 32)), 1_626_442),
         (lambda: made("lenet5", (1, 28, 28)), 61_706),
         (lambda: made("lenet5", (1, 32, 32)), 61_706),
+        (lambda: made("resnet8", (3, 32, 32)), 78_042),
         (lambda: made("resnet18", (3, 32, 32)), 11_173_962),
         (lambda: made("resnet18", (3, 32, 32), norm="batch"), 11_173_962),
         # embedding 80 x 8, then 4 (8 + 256) 256 + 2 biases, 4 (256 + 256) 256 + 2 biases, head 256 x 80
@@ -169,9 +170,9 @@ def test_the_past_alone_decides_the_next_character() -> None:
     assert torch.equal(one[:, :3], other[:, :3]) and not torch.equal(one[:, 3:], other[:, 3:])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet1d"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet1d"])
 def test_batch_norm_has_buffers_and_does_not_stack(name: str) -> None:
-    inputs = (1, 8, 8) if name == "resnet18" else (1, 64)
+    inputs = (1, 64) if name == "resnet1d" else (1, 8, 8)
     grouped, batched = (made(name, inputs, width=4, norm=norm) for norm in ("group", "batch"))
     assert not list(grouped.buffers()) and stackable(grouped) is None
     assert any("running_mean" in n for n, _ in batched.named_buffers())
@@ -250,3 +251,18 @@ def test_a_network_from_an_import_path_gets_the_offers_that_it_names() -> None:
     module = made(f"{__name__}:Foreign", (3,), units=5)
     assert module.body[2].weight.shape == (10, 5)
     assert type(module.body[1]).__name__ == "KeyedDropout"
+
+
+def test_a_quadratic_function() -> None:
+    module = build("quadratic", {}, inputs=(4, 5), classes=1, vocabulary=None, key=keys.root(0), dtype=torch.float64)
+    x, w = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    (start,) = module.parameters()
+    assert torch.equal(start, torch.zeros(4, dtype=torch.float64))
+    outputs = torch.func.functional_call(module, {"w": w}, (x,))
+    wanted = torch.stack([0.5 * w @ one[:, :4] @ w - one[:, 4] @ w for one in x])
+    torch.testing.assert_close(outputs[:, 0], wanted, rtol=0, atol=1e-12)
+    for inputs, classes in (((4, 4), 1), ((20,), 1), ((4, 5), 2)):
+        with pytest.raises(ConfigError, match=r"samples of shape \[d, d \+ 1\] and no classes are needed"):
+            build(
+                "quadratic", {}, inputs=inputs, classes=classes, vocabulary=None, key=keys.root(0), dtype=torch.float64
+            )

@@ -229,7 +229,7 @@ def test_a_group_that_the_server_knows_is_of_no_use() -> None:
     from fedopt.similarity import asking
     from fedopt.similarity.asking import Answer
 
-    setting = asking._setting(setup.strategy, setup.problem, {"delta_f": 0.5, "delta_g": 1.0})
+    setting = asking._setting(setup.strategy, setup.problem, setup.strategy.init(setup.problem, torch.tensor(1)))
     for x in torch.randn(3, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)):
         a, b = data.splits["train"].x[1, :, :-1], data.splits["train"].x[1, :, -1]
         assert setting.difference("g", x, Answer(a @ x - b, x[:0])).abs().max() < 1e-12

@@ -1,0 +1,1 @@
+"""Methods under data similarity on real data: gap against rounds, messages, transmission time and bytes."""
