@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression vertical proto
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression vertical similarity proto
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,11 @@ vertical: setup  ## vertical methods: bytes to a gap, networks, speed (hours; it
 	$(BIN)/python -m bench.vertical.nets
 	$(BIN)/python -m bench.vertical.speed
 	$(BIN)/python -m bench.vertical.speed --link
+
+similarity: setup  ## methods under data similarity: gap against rounds, networks, the link (hours; it goes on where it stopped)
+	$(BIN)/python -m bench.similarity
+	$(BIN)/python -m bench.similarity.nets
+	$(BIN)/python -m bench.similarity.link
 
 proto: setup  ## write the code of the wire format again from proto/
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(VENV) --pyi_out=$(VENV) \

@@ -59,6 +59,12 @@ def _data(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def axes(record: RunRecord) -> tuple[Axis, ...]:
+    """What curves can be drawn against: those of all runs, and the counters that this run's strategy keeps."""
+    kept = set(run.fields(record, "info"))
+    return (*AXES, *(counter for counter in run.COUNTERS if counter in kept))
+
+
 def curves(record: RunRecord, names: Sequence[str], *, share: bool = False) -> dict[str, Any] | None:
     """The chart of those of `names` that were measured, each thinned for itself; None where none was."""
     traces = []
@@ -70,7 +76,7 @@ def curves(record: RunRecord, names: Sequence[str], *, share: bool = False) -> d
         trace = {
             "name": units.label(name.removeprefix("info.")),
             "y": [y[i] for i in kept],
-            "x": {axis: [x[i] for i in kept] for axis in AXES for x in [run.series(record, name, axis).x]},
+            "x": {axis: [x[i] for i in kept] for axis in axes(record) for x in [run.series(record, name, axis).x]},
         }
         if name == "client_eval.score":
             low, high = (run.series(record, f"client_eval.score_{p}").y for p in ("p10", "p90"))

@@ -115,7 +115,8 @@ function curves(chart, options) {
       hovertemplate: chart.share ? "%{y:.2%}" : "%{y:.5~g}",
     });
   });
-  const titles = { round: "round", bytes: "bytes sent up and down", seconds: unitName, updates: "client updates" };
+  const titles = { round: "round", bytes: "bytes sent up and down", seconds: unitName, updates: "client updates",
+    rounds_f: "rounds with group f", rounds_g: "rounds with group g", messages: "messages", time: "transmission time, whole vectors" };
   const formats = { bytes: { tickformat: "~s", ticksuffix: "B", hoverformat: ".3s" }, seconds: { hoverformat: ".3~f" } };
   return {
     data: traces,
@@ -144,7 +145,11 @@ function choice(id, entries, current, pick) {
 }
 
 function axisChoice(id, after) {
-  choice(id, [["round", "Rounds"], ["bytes", "Bytes"], ["seconds", "Seconds"], ["updates", "Client updates"]], "round",
+  const named = [["round", "Rounds"], ["bytes", "Bytes"], ["seconds", "Seconds"], ["updates", "Client updates"]];
+  const counters = [["rounds_f", "Rounds with f"], ["rounds_g", "Rounds with g"], ["messages", "Messages"], ["time", "Transmission"]];
+  const traces = ["accuracy", "loss"].flatMap((key) => data[key] ? data[key].traces : []);
+  const kept = counters.filter(([key]) => traces.some((trace) => key in trace.x));
+  choice(id, [...named, ...kept], "round",
     (key) => { chosen.axis = key; after(); });
 }
 

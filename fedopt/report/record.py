@@ -14,8 +14,14 @@ from fedopt.types import FedoptError
 Line = Mapping[str, Any]
 """One line of `metrics.jsonl`: what happened in one exchange."""
 
-Axis = Literal["round", "exchange", "bytes", "seconds", "updates"]
-"""What a series is drawn against; bytes (up and down), seconds and client updates are totals since the start."""
+Axis = Literal["round", "exchange", "bytes", "seconds", "updates", "rounds_f", "rounds_g", "messages", "time"]
+"""What a series is drawn against; bytes (up and down), seconds and client updates are totals since the start.
+
+The last four are counters that methods under data similarity keep: rounds with each group of clients, messages, and
+transmission time in whole vectors.
+"""
+
+COUNTERS: tuple[Axis, ...] = ("rounds_f", "rounds_g", "messages", "time")
 
 METRICS: dict[str, bool] = {
     "accuracy": True,
@@ -160,11 +166,17 @@ def positions(record: RunRecord, against: Axis) -> list[float]:
     """Where each line of the record stands on the axis `against`."""
     if against in ("round", "exchange"):
         return [float(line[against]) for line in record.lines]
-    if against not in ("bytes", "seconds", "updates"):
-        raise FedoptError(f"against: round, exchange, bytes, seconds or updates was needed, {against!r} was given")
+    if against not in ("bytes", "seconds", "updates", *COUNTERS):
+        raise FedoptError(
+            f"against: round, exchange, bytes, seconds, updates, {', '.join(COUNTERS)} were possible,"
+            f" {against!r} was given"
+        )
     found, total = [], 0.0
     for line in record.lines:
-        if against == "bytes":
+        if against in COUNTERS:
+            counted = at(line, f"info.{against}")
+            total = total if counted is None else counted
+        elif against == "bytes":
             total += (at(line, "bytes_up") or 0) + (at(line, "bytes_down") or 0)
         elif against == "updates":
             total += len(line.get("clients") or ()) if trains(line) else 0

@@ -354,3 +354,22 @@ def test_the_report_is_replaced_in_one_step(fake_run: Callable[..., Path], monke
 def test_no_run_folder_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FedoptError, match=r"config\.toml and run\.json and partition\.json and metrics\.jsonl missing"):
         html.write(tmp_path)
+
+
+def test_counters_that_a_strategy_keeps_are_axes() -> None:
+    lines = [
+        {
+            "exchange": i,
+            "round": i + 1,
+            "program": "gradient",
+            "loss": 1.0 / (i + 1),
+            "info": {"rounds_f": f, "rounds_g": g},
+        }
+        for i, (f, g) in enumerate([(1, 0), (1, 1), (1, 2), (2, 2)])
+    ]
+    record = run.RunRecord({}, {}, {}, lines, Path("r"))
+    (trace,) = html.curves(record, ["loss"])["traces"]  # type: ignore[index]
+    assert trace["x"]["rounds_f"] == [1, 1, 1, 2] and trace["x"]["rounds_g"] == [0, 1, 2, 2]
+    assert "messages" not in trace["x"]
+    plain = run.RunRecord({}, {}, {}, [{**line, "info": {}} for line in lines], Path("r"))
+    assert set(html.curves(plain, ["loss"])["traces"][0]["x"]) == set(html.AXES)  # type: ignore[index]

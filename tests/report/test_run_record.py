@@ -150,8 +150,8 @@ def test_series_stand_against_any_axis(record: run.RunRecord) -> None:
     assert run.series(record, "accuracy", "bytes").x == [50 + 60, 50 + 60 + 20, 50 + 60 + 40]
     assert run.series(record, "accuracy", "seconds").x == [1.2, 2.2, 3.0]
     assert run.series(record, "accuracy", "updates").x == [5, 6, 7]
-    with pytest.raises(FedoptError, match="bytes, seconds or updates was needed, 'time' was given"):
-        run.series(record, "accuracy", "time")  # type: ignore[arg-type]
+    with pytest.raises(FedoptError, match="messages, time were possible, 'weeks' was given"):
+        run.series(record, "accuracy", "weeks")  # type: ignore[arg-type]
 
 
 def test_seconds_without_elapsed_are_those_of_the_phases() -> None:
