@@ -46,11 +46,12 @@ class Solving(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """h_1 of constant Hessian: its eigenvalues and eigenvectors, and ∇h_1(0)."""
+    """h_1 of constant Hessian: its eigenvalues and eigenvectors, ∇h_1(0), and each part's Hessian and slope at zero."""
 
     values: Tensor
     vectors: Tensor
     slope: Tensor
+    parts: dict[str, tuple[Tensor, Tensor]]
 
 
 class Solved(NamedTuple):
@@ -74,6 +75,13 @@ class Home(NamedTuple):
 
     def gradient(self, part: str, x: Tensor) -> Tensor:
         """∇f_1(x) or ∇g_1(x) `[d]`, without l2."""
+        quadratic = self._quadratic()
+        if quadratic is not None:  # a product with its Hessian, in place of a pass over the samples
+            hessian, at_zero = quadratic.parts[part]
+            return torch.mv(hessian, x.double()).add_(at_zero).to(x.dtype)
+        return self._slope(part, x)
+
+    def _slope(self, part: str, x: Tensor) -> Tensor:
         slope: Tensor = grad(self._loss(part))(x)
         return slope
 
@@ -94,7 +102,7 @@ class Home(NamedTuple):
         solver = self.solving.solver
         if solver == "optimizer":
             return self._by_optimizer(linear, centre, rho, key)
-        quadratic = self._quadratic() if solver in ("auto", "exact") else None
+        quadratic = self._quadratic()
         if quadratic is not None:
             return _exact(quadratic, linear, centre, rho)
         if solver == "exact":
@@ -126,9 +134,9 @@ class Home(NamedTuple):
         return loss
 
     def _quadratic(self) -> Quadratic | None:
-        """The eigenvectors of h_1 where it is quadratic; found once for the same samples."""
+        """h_1 where it is quadratic and that is made use of; found once for the same samples."""
         problem, d = self.problem, self.problem.d
-        if d > LARGEST:
+        if d > LARGEST or self.solving.solver not in ("auto", "exact"):
             return None
         mark = (self.l2, *(id(split.x) for split in self.parts.values()))
         owner = next(iter(self.parts.values())).x
@@ -147,10 +155,14 @@ class Home(NamedTuple):
         if not float((here - there).norm()) <= rounding * float(here.norm()):
             return None
         eye = torch.eye(d, dtype=problem.dtype)
-        columns = [sum((self.curvature(p, zero, e) for p in self.parts), start=self.l2 * e) for e in eye]
-        hessian = torch.stack(columns).double()
-        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.T))
-        return Quadratic(values, vectors, self.total(zero).double())
+        parts = {}
+        for part in self.parts:
+            rows = torch.stack([self.curvature(part, zero, e) for e in eye]).double()
+            parts[part] = (0.5 * (rows + rows.T), self._slope(part, zero).double())
+        hessian = sum((h for h, _ in parts.values()), start=self.l2 * eye.double())
+        values, vectors = torch.linalg.eigh(hessian)
+        slope = torch.stack([at_zero for _, at_zero in parts.values()]).sum(dim=0)
+        return Quadratic(values, vectors, slope, parts)
 
     def _by_optimizer(self, linear: Tensor, centre: Tensor, rho: float, key: Tensor) -> Solved:
         """`steps` of the server optimizer on A, each on a mini-batch of every part of h_1."""
