@@ -58,6 +58,22 @@ def unlike(clients: int, strange: list[int]) -> Federation:
     return Federation({"train": shards}, {"trial": trial}, ("y",), names, "regression")
 
 
+def test_the_farthest_client_is_measured() -> None:
+    federation = unlike(8, [5])
+    document = {
+        "run": {"rounds": 100, "dtype": "float64"},
+        "model": {"name": "logistic", "bias": False, "loss": "squares"},
+        "strategy": {"name": "svrs", "l2": 0.1},
+        "executor": {"name": "serial"},
+    }
+    setup = setups.build(configs.load(document), data=federation)
+    state = play(setup.problem, setup.strategy, 70).state
+    x = federation.splits["train"].x.reshape(8, 40, 6)
+    hessians = x.transpose(1, 2) @ x / 40
+    wanted = float(torch.linalg.matrix_norm(hessians - hessians.mean(dim=0), 2).max())
+    assert wanted * 0.95 <= state.constants["delta"] <= wanted * 1.06
+
+
 def automatic(federation: Federation, **options: Any) -> setups.Setup:
     document = {
         "run": {"rounds": 100, "dtype": "float64"},

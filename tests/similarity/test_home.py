@@ -56,6 +56,9 @@ def test_an_optimizer_comes_near() -> None:
     assert float((found - wanted).norm()) < 0.02 * float(wanted.norm())
     again = rough.prox(zero + 0.1, zero, 1.0, keys.root(0)).point
     assert torch.equal(found, again)
+    # a proximal term that is steeper than the learning rate allows: it is taken implicitly
+    wanted, found = (h.prox(zero + 9.0, zero, 100.0, keys.root(0)).point for h in (exact, rough))
+    assert float((found - wanted).norm()) < 0.02 * float(wanted.norm())
 
 
 def test_a_quadratic_is_solved_at_once_and_as_exactly_as_iterations_do() -> None:
