@@ -28,13 +28,14 @@ SIZES = (7, 5, 9, 4, 6)
 ROUNDS = 3
 BATCHES = Batches(size=4)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+MAGNIFYING = {"sc_aeg": 10.0}
+"""Methods whose server solves a subproblem up to a tolerance, a step more or less of which shows in float32."""
 
 STRATEGIES = horizontal()
 STEPPING = [name for name in STRATEGIES if not hasattr(strategies.registry.get(name), "proceed")]
 """Those whose clients train; the others ask for gradients."""
 SOME = [
-    name if name in ("fedavg", "scaffold", "ditto") else pytest.param(name, marks=pytest.mark.slow)
-    for name in STEPPING
+    name if name in ("fedavg", "scaffold", "ditto") else pytest.param(name, marks=pytest.mark.slow) for name in STEPPING
 ]
 """Of them, a few beside the slow tests."""
 OPTIMIZERS = optimizers.registry.names()
@@ -118,13 +119,13 @@ def moved(played: Played) -> list[tuple[str, Tensor]]:
     return found
 
 
-def agree(stacked: Played, serial: Played, personal: float | None = None) -> None:
+def agree(stacked: Played, serial: Played, personal: float | None = None, looser: float = 1.0) -> None:
     pairs = list(zip(moved(stacked), moved(serial), strict=True))
     assert len(pairs) > ROUNDS
     for (name, got), (_, wanted) in pairs:
         # below the floor lies what is zero but for rounding, such as the moments of a bias that a norm takes out again
         gap = float((got - wanted).norm() / wanted.norm().clamp(min=1e-6))
-        allowed = personal if personal is not None and name == "memory personal" else TOLERANCE[wanted.dtype]
+        allowed = personal if personal is not None and name == "memory personal" else looser * TOLERANCE[wanted.dtype]
         assert gap <= allowed, f"{name}: relative difference {gap:.2e}"
     assert any(float(wanted.norm()) > 1e-3 for _, (_, wanted) in pairs), "nothing moved"
 
@@ -134,20 +135,19 @@ def same_bits(one: Played, other: Played) -> bool:
     return all(torch.equal(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
 
 
-def both(problem: Problem, strategy: str, personal: float | None = None, **given: Any) -> None:
+def both(problem: Problem, strategy: str, personal: float | None = None, looser: float = 1.0, **given: Any) -> None:
     made = compose(strategy, lr=0.1, **{"batches": BATCHES, "participation": three(problem), **given})
     executor = Stacked()
     stacked = play(problem, made, ROUNDS, executor=executor)
     assert not executor.refused
-    agree(stacked, play(problem, made, ROUNDS), personal)
+    agree(stacked, play(problem, made, ROUNDS), personal, looser)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy(strategy: str, dtype: torch.dtype) -> None:
-    if dtype == torch.float32 and hasattr(strategies.registry.get(strategy), "proceed"):
-        pytest.skip("the server's own solver turns the rounding of float32 into other steps")
-    both(problem_for(strategy, "mlp", dtype), strategy)
+    looser = MAGNIFYING.get(strategy, 1.0) if dtype == torch.float32 else 1.0
+    both(problem_for(strategy, "mlp", dtype), strategy, looser=looser)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
