@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ AUTO = "auto"
 
 ABOVE = 1.05
 """and comes to it from below."""
+
+C = TypeVar("C", bound=type)
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +147,6 @@ class Method(Protocol):
     def l2(self) -> float: ...
     @property
     def prox(self) -> Solving: ...
-    def programs(self, problem: Problem) -> Programs: ...
     def wanted(self) -> tuple[Constant, ...]: ...
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn: ...
     def proceed(self, setting: Setting, own: Any, answers: tuple[Answer, ...], key: Tensor) -> Turn: ...
@@ -170,6 +171,13 @@ class Setting(NamedTuple):
     def nobody(self) -> Tensor:
         """No names: the whole group is asked."""
         return self.groups.g[:0]
+
+    def need_two(self) -> None:
+        """Raises ConfigError where there are no two groups."""
+        if not self.two:
+            raise ConfigError(
+                "strategy.rare", "two groups are needed; name the clients, or the classes, of the rare one"
+            )
 
     def real(self, part: str) -> str:
         """The group that is in this part: the more similar one is f."""
@@ -206,10 +214,28 @@ def at_home(delta: float | None, two: bool) -> tuple[Constant, ...]:
     return (Constant("delta_f", half, "f", "home"), Constant("delta_g", half, "g", "home"))
 
 
-def programs(method: Method, problem: Problem, *, local_steps: int = 0, noise: float = 0.0) -> Programs:
-    """The clients' programs of a method."""
+def of_groups(delta_f: float | None, delta_g: float | None) -> tuple[Constant, ...]:
+    """δ_f and δ_g, of each group to the server's data."""
+    return (Constant("delta_f", delta_f, "f", "home"), Constant("delta_g", delta_g, "g", "home"))
+
+
+def of_clients(delta: float | None) -> tuple[Constant, ...]:
+    """δ of every client to the mean of all."""
+    return (Constant("delta", delta, "f", "clients"),)
+
+
+def asks(cls: C) -> C:
+    """A class with `wanted`, `begin` and `proceed` as a strategy: decorates it with the functions below."""
+    for function in (programs, init, plan, absorb, model):
+        setattr(cls, function.__name__, function)
+    return cls
+
+
+def programs(method: Method, problem: Problem) -> Programs:
+    """The clients' programs of a method; `newton` of its options is for its proximal steps, `noise` for its answers."""
     parts = _groups(method, problem, torch.zeros(0, dtype=torch.int64))
-    return oracles.programs(problem, parts, local_steps=local_steps, l2=method.l2, noise=noise)
+    steps, noise = getattr(method, "newton", 0), getattr(method, "noise", 0.0)
+    return oracles.programs(problem, parts, local_steps=steps, l2=method.l2, noise=noise)
 
 
 def init(method: Method, problem: Problem, key: Tensor) -> Asking:
@@ -293,7 +319,7 @@ def absorb(method: Method, problem: Problem, state: Asking, replies: Replies, ke
         method.aggregator,
         state.rules[real],
         problem,
-        lambda: method.programs(problem),
+        lambda: programs(method, problem),
         {"params": question.point},
         state.previous[real],
         replies,
@@ -313,6 +339,11 @@ def absorb(method: Method, problem: Problem, state: Asking, replies: Replies, ke
         return state, told
     turn = method.proceed(setting, state.own, state.answers, keys.fold(key, "method"))
     return _turned(state, turn), {**told, **turn.info}
+
+
+def model(method: Method, problem: Problem, state: Asking) -> Named:
+    """What the server would publish now."""
+    return {"params": state.params}
 
 
 def _turned(state: Asking, turn: Turn) -> Asking:

@@ -7,7 +7,6 @@ import math
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.registry import ConfigError
 from fedopt.similarity.asking import Answer, Question, Setting
 from fedopt.similarity.epochs import Epoch, Estimator
 
@@ -21,8 +20,7 @@ def either(
 
     Raises ConfigError where there are no two groups.
     """
-    if not setting.two:
-        raise ConfigError("strategy.rare", "two groups are needed; name the clients, or the classes, of the rare one")
+    setting.need_two()
     f, g = setting.constants["delta_f"], setting.constants["delta_g"]
     p = probability if probability is not None else f**2 / (f**2 + g**2)
     spread = math.sqrt(f**2 / p + g**2 / (1.0 - p))

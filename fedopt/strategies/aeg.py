@@ -8,13 +8,11 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, at_home
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import sliding
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Info, Optimizer, Rule
 
 
 class Ahead(NamedTuple):
@@ -41,6 +39,7 @@ class Ahead(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are accelerated"},
 )
+@asks
 @dataclass(frozen=True)
 class aeg:
     """Server part h_1, communicated part p = h - h_1 that is δ-smooth; two rounds with everybody per iteration.
@@ -77,23 +76,8 @@ class aeg:
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return asking.at_home(self.delta, bool(self.rare or self.rare_classes))
+        return at_home(self.delta, bool(self.rare or self.rare_classes))
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         own = Ahead(x, x, False, self.lam * setting.delta, 0.0, 1.0, 0.0, x[:0], x[:0])

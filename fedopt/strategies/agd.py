@@ -9,12 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 class Momentum(NamedTuple):
@@ -29,6 +27,7 @@ class Momentum(NamedTuple):
     examples=({"l2": 0.5, "smooth": 8.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class agd:
     """What methods under similarity are compared with.
@@ -52,21 +51,6 @@ class agd:
     rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
-
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
 
     def wanted(self) -> tuple[Constant, ...]:
         if self.rare or self.rare_classes:

@@ -9,13 +9,11 @@ import pydantic
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn, at_home
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, at_home
 from fedopt.similarity.home import Count, NotNegative, Positive, Solving
 from fedopt.similarity.sliding import Sliding, sliding
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Info, Optimizer, Rule
 
 
 class Pair(NamedTuple):
@@ -33,6 +31,7 @@ class Pair(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class aseg:
     """`aeg` in which both gradients of an iteration are asked of `take` clients, drawn anew; each adds N(0, noise² I).
@@ -57,21 +56,6 @@ class aseg:
     noise: NotNegative = 0.0
     factor: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
     prox: Solving = Solving()
-
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem, noise=self.noise)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
 
     def wanted(self) -> tuple[Constant, ...]:
         return at_home(self.delta, False)

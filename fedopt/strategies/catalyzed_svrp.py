@@ -10,13 +10,11 @@ import pydantic
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 class Catalyst(NamedTuple):
@@ -37,6 +35,7 @@ class Catalyst(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class catalyzed_svrp:
     """SVRP on f(x) + (γ/2) ‖x - y_(t-1)‖² for n_in steps, from the last point; then y_t = x_t + b (x_t - x_(t-1)).
@@ -67,23 +66,8 @@ class catalyzed_svrp:
     lr: Positive = 0.1
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem, local_steps=self.newton)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta", self.delta, "f", "clients"),)
+        return of_clients(self.delta)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         return self._outer(setting, Catalyst(Walk("anchor", x, x, x), x, x, 0, 0))

@@ -8,13 +8,11 @@ from typing import Annotated
 import pydantic
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 @declare(
@@ -23,6 +21,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Re
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class dane:
     """Two rounds with everybody per iteration.
@@ -50,23 +49,8 @@ class dane:
     lr: Positive = 0.1
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem, local_steps=self.newton)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta", self.delta, "f", "clients"),)
+        return of_clients(self.delta)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         return anchored(Walk("anchor", x, x, x))

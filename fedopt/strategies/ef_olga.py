@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking, epochs, oracles
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity import epochs, oracles
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.shifted import compressed, promised
-from fedopt.types import Batches, Codec, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Codec, Optimizer, Rule
 
 
 @declare(
@@ -25,6 +25,7 @@ from fedopt.types import Batches, Codec, Exchange, Info, Named, Optimizer, Progr
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class ef_olga:
     """`olga` for contractions, ‖C(v) - v‖² <= (1 - 1/β) ‖v‖², with error feedback within each epoch.
@@ -61,23 +62,8 @@ class ef_olga:
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta", self.delta, "f", "clients"),)
+        return of_clients(self.delta)
 
     def lengths(self, problem: Problem) -> dict[str, int]:
         return {oracles.DIFFERENCE: problem.d}

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.problem import Problem
-from fedopt.registry import ConfigError, declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn
+from fedopt.registry import declare
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, of_groups
 from fedopt.similarity.home import Count, NotNegative, Positive, Share, Solving
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 class Lagging(NamedTuple):
@@ -35,6 +33,7 @@ class Lagging(NamedTuple):
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class hasca:
     """P_f is kept from a reference point w, P_g is asked for at every step.
@@ -71,29 +70,11 @@ class hasca:
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta_f", self.delta_f, "f", "home"), Constant("delta_g", self.delta_g, "g", "home"))
+        return of_groups(self.delta_f, self.delta_g)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
-        if not setting.two:
-            raise ConfigError(
-                "strategy.rare", "two groups are needed; name the clients, or the classes, of the rare one"
-            )
+        setting.need_two()
         return Turn(Lagging(True, x, x, x[:0], 0), (Question("f", x), Question("g", x)), x)
 
     def proceed(self, setting: Setting, own: Lagging, answers: tuple[Answer, ...], key: Tensor) -> Turn:

@@ -7,12 +7,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn, at_home
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, at_home
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 class At(NamedTuple):
@@ -27,6 +25,7 @@ class At(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class proxy_prox:
     """x <- argmin_v ⟨∇p(x), v - x⟩ + ‖v - x‖²/(2θ) + h_1(v),  θ = factor/δ;  one round with everybody per iteration.
@@ -49,21 +48,6 @@ class proxy_prox:
     rare_share: Share | None = None
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
-
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
 
     def wanted(self) -> tuple[Constant, ...]:
         return at_home(self.delta, bool(self.rare or self.rare_classes))

@@ -11,13 +11,11 @@ import pydantic
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.problem import Problem
-from fedopt.registry import ConfigError, declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Question, Setting, Turn
+from fedopt.registry import declare
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, of_groups
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import Sliding, sliding
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Info, Optimizer, Rule
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +39,7 @@ class Between(NamedTuple):
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class sc_aeg:
     """`aeg` in which each evaluation of p's gradient asks one group alone.
@@ -77,29 +76,11 @@ class sc_aeg:
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta_f", self.delta_f, "f", "home"), Constant("delta_g", self.delta_g, "g", "home"))
+        return of_groups(self.delta_f, self.delta_g)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
-        if not setting.two:
-            raise ConfigError(
-                "strategy.rare", "two groups are needed; name the clients, or the classes, of the rare one"
-            )
+        setting.need_two()
         return self._ask(setting, Between(x, x, False, 0.0), key)
 
     def proceed(self, setting: Setting, own: Between, answers: tuple[Answer, ...], key: Tensor) -> Turn:

@@ -9,13 +9,11 @@ import pydantic
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 @declare(
@@ -28,6 +26,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Re
         "identical": "the reference is renewed as often as one of the clients is asked",
     },
 )
+@asks
 @dataclass(frozen=True)
 class svrp:
     """Steps of one client m, uniform; with probability p: w <- x, and everybody is asked for a gradient.
@@ -60,23 +59,8 @@ class svrp:
     lr: Positive = 0.1
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem, local_steps=self.newton)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta", self.delta, "f", "clients"),)
+        return of_clients(self.delta)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         return anchored(Walk("anchor", x, x, x))

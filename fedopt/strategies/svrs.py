@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking, epochs
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity import epochs
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.sampled import one_client
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 @declare(
@@ -26,6 +25,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Re
         "identical": "an epoch is as long as there are clients",
     },
 )
+@asks
 @dataclass(frozen=True)
 class svrs:
     """Epochs (see `fedopt.similarity.epochs`) of steps at the server, for each of which one client answers.
@@ -55,23 +55,8 @@ class svrs:
     theta: Positive | None = None
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta", self.delta, "f", "clients"),)
+        return of_clients(self.delta)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         return epochs.begin(setting, self._estimator(setting), x)

@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import pydantic
 from torch import Tensor
 
-from fedopt.problem import Problem
 from fedopt.registry import declare
-from fedopt.similarity import asking, epochs
-from fedopt.similarity.asking import Answer, Asking, Constant, Setting, Turn
+from fedopt.similarity import epochs
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_groups
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.separated import either
-from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Replies, Rule
+from fedopt.types import Batches, Optimizer, Rule
 
 
 @declare(
@@ -24,6 +23,7 @@ from fedopt.types import Batches, Exchange, Info, Named, Optimizer, Programs, Re
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
+@asks
 @dataclass(frozen=True)
 class vrcs:
     """Epochs (see `fedopt.similarity.epochs`) within which one group is asked at a time, the rarer one more often.
@@ -59,23 +59,8 @@ class vrcs:
     rare_classes: tuple[int, ...] = ()
     prox: Solving = Solving()
 
-    def programs(self, problem: Problem) -> Programs:
-        return asking.programs(self, problem)
-
-    def init(self, problem: Problem, key: Tensor) -> Asking:
-        return asking.init(self, problem, key)
-
-    def plan(self, problem: Problem, state: Asking, key: Tensor) -> Exchange:
-        return asking.plan(self, problem, state, key)
-
-    def absorb(self, problem: Problem, state: Asking, replies: Replies, key: Tensor) -> tuple[Asking, Info]:
-        return asking.absorb(self, problem, state, replies, key)
-
-    def model(self, problem: Problem, state: Asking) -> Named:
-        return {"params": state.params}
-
     def wanted(self) -> tuple[Constant, ...]:
-        return (Constant("delta_f", self.delta_f, "f", "home"), Constant("delta_g", self.delta_g, "g", "home"))
+        return of_groups(self.delta_f, self.delta_g)
 
     def begin(self, setting: Setting, x: Tensor, key: Tensor) -> Turn:
         return epochs.begin(setting, self._estimator(setting), x)

@@ -28,7 +28,7 @@ SIZES = (7, 5, 9, 4, 6)
 ROUNDS = 3
 BATCHES = Batches(size=4)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-MAGNIFYING = {"sc_aeg": 10.0}
+MAGNIFYING = {"sc_aeg": 30.0}
 """Methods whose server solves a subproblem up to a tolerance, a step more or less of which shows in float32."""
 
 STRATEGIES = horizontal()
