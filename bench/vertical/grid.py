@@ -289,7 +289,7 @@ def search(data: str, loss: str, name: str) -> list[Cell]:
         return known[multiple, constraint]
 
     ran(1.0, 1.0, math.inf)
-    for constraint in ARMS[name].constraints:
+    for constraint in sorted(ARMS[name].constraints):  # small ones mostly win, and bound what the others may take
         least, worse = (math.inf, math.inf), 0
         for multiple in GRID if loss == "squares" else GRID[1::2]:
             fewest = best(list(known.values()))
