@@ -35,11 +35,12 @@ def quadratics(
 ) -> Federation:
     """f_m(w) = wᵀ A_m w / 2 - b_mᵀ w; a client holds the one sample [A_m | b_m]. For the model `quadratic`.
 
-    H has eigenvalues spaced evenly in the logarithm from `mu` to `smooth`, in a random basis.
+    H has eigenvalues spaced evenly in the logarithm, in a random basis.
 
     kind: `nodes`: A_m = H + P_m, P_m random symmetric of norm `delta`, then centred, b_m ~ 5 N(0, I); the server holds
         the sample of client 0. `groups`: two clients, f with Hessian H/2 and g with H/2 and linear terms of their own;
         the server holds f_1 and g_1, the same plus random symmetric matrices of norms `delta_f` and `delta_g`.
+    mu, smooth, delta, delta_f, delta_g: the least and the largest eigenvalue of H, and norms of what is added to it.
     d, nodes: dimension, and how many clients there are of `nodes`.
     seed: which of the instances.
 

@@ -139,7 +139,8 @@ def test_losses() -> None:
     sequence, next_ = torch.randn(2, 4, 3, dtype=torch.float64), torch.randint(3, (2, 4))
     wanted = torch.stack([cross_entropy(sequence[i], next_[i]).mean() for i in range(2)])
     torch.testing.assert_close(cross_entropy(sequence, next_), wanted)
-    assert set(LOSSES) == {"cross_entropy", "squares", "logistic"}
+    assert torch.equal(LOSSES["value"](z, target), z[:, 0])
+    assert set(LOSSES) == {"cross_entropy", "squares", "logistic", "value"}
 
 
 class _Images(nn.Module):
