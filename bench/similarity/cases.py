@@ -72,9 +72,6 @@ SINGLE: dict[str, Method] = {
     "fedprox": Method({"name": "fedprox", "batch_size": 0, "epochs": 10, "mu": 0.1}, optimizer=1.0),
 }
 
-PROXIMAL = ("svrp", "catalyzed_svrp", "dane", "s_dane")
-"""Strategies whose clients solve subproblems, exactly."""
-
 TWO: dict[str, Method] = {
     "agd": Method({"name": "agd"}, most=2000),
     "aeg": Method({"name": "aeg"}, most=2000),
@@ -179,8 +176,6 @@ def setup(task: Task, name: str, seed: int = 1, **options: Any) -> Setup:
     strategy = dict(method.strategy)
     if method.optimizer is None:
         strategy["l2"] = smooth / CONDITION
-    if strategy["name"] in PROXIMAL:
-        strategy["newton"] = 1 if task.loss == "squares" else 3
     if task.groups == "columns":
         strategy["rare"] = rare(task)
     if task.groups == "beats":

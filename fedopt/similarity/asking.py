@@ -67,6 +67,8 @@ class Question(NamedTuple):
     """Who is asked; empty: the whole group."""
     down: Named = {}  # noqa: RUF012 - read-only
     """Further vectors and numbers for all."""
+    passes: int = 0
+    """How often a client goes over all its samples; 0: as the strategy's batches say."""
 
 
 class Answer(NamedTuple):
@@ -232,10 +234,10 @@ def asks(cls: C) -> C:
 
 
 def programs(method: Method, problem: Problem) -> Programs:
-    """The clients' programs of a method; `newton` of its options is for its proximal steps, `noise` for its answers."""
+    """The clients' programs of a method; `passes` of its options is for its proximal steps, `noise` for its answers."""
     parts = _groups(method, problem, torch.zeros(0, dtype=torch.int64))
-    steps, noise = getattr(method, "newton", 0), getattr(method, "noise", 0.0)
-    return oracles.programs(problem, parts, local_steps=steps, l2=method.l2, noise=noise)
+    passes, noise = getattr(method, "passes", 0), getattr(method, "noise", 0.0)
+    return oracles.programs(problem, parts, passes=passes, l2=method.l2, noise=noise)
 
 
 def init(method: Method, problem: Problem, key: Tensor) -> Asking:
@@ -289,7 +291,9 @@ def plan(method: Method, problem: Problem, state: Asking, key: Tensor) -> Exchan
         clients=there,
         down={"params": question.point, **{n: v for n, v in question.down.items() if n != "direction"}},
         own=own,
-        batches=method.batches,
+        batches=Batches(method.batches.split, epochs=question.passes, shuffle=False)
+        if question.passes
+        else method.batches,
         reduce="rows" if rows else "mean",
     )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev
+from torch.func import grad, grad_and_value
 
 from fedopt import keys
 from fedopt.problem import Problem
@@ -44,7 +44,7 @@ class Summed(NamedTuple):
     steps: Tensor
 
 
-def programs(problem: Problem, parts: Groups, *, local_steps: int = 0, l2: float = 0.0, noise: float = 0.0) -> Programs:
+def programs(problem: Problem, parts: Groups, *, passes: int = 0, l2: float = 0.0, noise: float = 0.0) -> Programs:
     """The programs by name; those of a part end in its letter where samples are told apart by classes.
 
     gradient      delta = -∇f_m(x)
@@ -53,7 +53,7 @@ def programs(problem: Problem, parts: Groups, *, local_steps: int = 0, l2: float
     closing       delta = -∇f_m(x), and the error of compression `error`, which begins anew at zero
     curvature     delta = -∇²f_m(x) u
     prox          delta = v - x, v = argmin f_m(v) + (l2/2)‖v‖² + ⟨shift - ∇f_m(w), v⟩ + (ρ/2)‖v - x‖² + (γ/2)‖v - y‖²,
-                  by `local_steps` of Newton's method where there are any
+                  by `passes` steps of conjugate gradients, which need the same samples each time
     stabilised    the same, and slope = -∇f_m(v)
     noise: deviation of Gaussian noise that a client adds to its gradient.
     """
@@ -64,8 +64,8 @@ def programs(problem: Problem, parts: Groups, *, local_steps: int = 0, l2: float
         work[f"curvature{part}"] = _curvature(problem, parts, part)
     work["difference"] = _difference(problem, parts)
     work["closing"] = _closing(problem, parts)
-    work["prox"] = _prox(problem, local_steps, l2, told=False)
-    work["stabilised"] = _prox(problem, local_steps, l2, told=True)
+    work["prox"] = _prox(problem, passes, l2, told=False)
+    work["stabilised"] = _prox(problem, passes, l2, told=True)
     return Programs(work, {ANCHOR: torch.zeros(problem.d, dtype=problem.dtype)})
 
 
@@ -171,45 +171,48 @@ class Moved(NamedTuple):
 
     point: Tensor
     slope: Tensor
-    """Of the client's loss alone at the last batch, where it is told."""
+    """Of the subproblem where the last batch was seen,"""
+    direction: Tensor
+    """and where it went from there."""
+    own: Tensor
+    """Gradient of the client's own loss, l2 and all, at the point."""
     loss: Tensor
     seen: Tensor
     steps: Tensor
 
 
-def _prox(problem: Problem, local_steps: int, l2: float, *, told: bool) -> ClientProgram:
-    """Newton's method on the batch, `local_steps` times; without any, one step of gradient descent for each batch."""
+def _prox(problem: Problem, passes: int, l2: float, *, told: bool) -> ClientProgram:
+    """Conjugate gradients on the whole of the samples, `passes` times; or a step of gradient descent for each batch."""
     spec = problem.network.spec
 
     def start(client: Client) -> Moved:
-        zero = client.key.new_zeros((), dtype=problem.dtype)
-        point = client.down["params"]
-        return Moved(point, torch.zeros_like(point), zero, zero, client.key.new_zeros(()))
+        zero, point = client.key.new_zeros((), dtype=problem.dtype), client.down["params"]
+        nothing = torch.zeros_like(point)
+        return Moved(point, nothing, nothing, nothing, zero, zero, client.key.new_zeros(()))
 
     def step(client: Client, carry: Moved, batch: Batch) -> Moved:
-        down, word = client.down, keys.fold(client.key, "step", carry.steps)
+        down, word, v = client.down, keys.fold(client.key, "step", carry.steps), carry.point
 
         def own(v: Tensor) -> Tensor:
             loss, _ = problem.objective(spec.unflatten(v), {}, batch, word)
             return loss + 0.5 * l2 * v @ v
 
-        def objective(v: Tensor) -> Tensor:
-            pull = 0.5 * down["rho"] * (v - down["params"]).square().sum()
-            stay = 0.5 * down["gamma"] * (v - down["y"]).square().sum()
-            rest: Tensor = own(v) + (down["shift"] - client.memory[ANCHOR]) @ v + pull + stay
-            return rest
-
-        v, loss = carry.point, carry.loss
-        if local_steps:
-            for _ in range(local_steps):
-                slope, loss = grad_and_value(objective)(v)
-                v = v - torch.linalg.solve(jacrev(grad(objective))(v), slope)
+        at_v, loss = grad_and_value(own)(v)
+        pull = down["rho"] * (v - down["params"]) + down["gamma"] * (v - down["y"])
+        slope = at_v + down["shift"] - client.memory[ANCHOR] + pull
+        if passes:
+            direction = _conjugate(slope, carry)
+            curved = grad(lambda v: grad(own)(v) @ direction)(v) + (down["rho"] + down["gamma"]) * direction
+            move = _share(-(slope @ direction), (direction @ curved).abs()) * direction
+            v = torch.where(carry.steps < passes, v + move, v)  # one pass more, where it is told, is for the gradient
         else:
-            slope, loss = grad_and_value(objective)(v)
-            v = v - down["lr"] * slope
-        slope_there = grad(own)(v) if told else carry.slope
+            direction = -slope
+            v = v + down["lr"] * direction
+            at_v = grad(own)(v) if told else at_v
         samples = batch["mask"].to(problem.dtype).sum()
-        return Moved(v, slope_there, carry.loss + loss.detach() * samples, carry.seen + samples, carry.steps + 1)
+        return Moved(
+            v, slope, direction, at_v, carry.loss + loss.detach() * samples, carry.seen + samples, carry.steps + 1
+        )
 
     def finish(client: Client, carry: Moved) -> Uplink:
         seen = carry.seen.clamp(min=1.0)
@@ -217,7 +220,18 @@ def _prox(problem: Problem, local_steps: int, l2: float, *, told: bool) -> Clien
         weight = (carry.seen > 0).to(carry.loss.dtype)
         vectors = {"delta": carry.point - client.down["params"]}
         if told:
-            vectors[SLOPE] = -carry.slope
+            vectors[SLOPE] = -carry.own
         return Uplink(vectors, metrics, {}, weight)
 
     return ClientProgram(start, step, finish)
+
+
+def _conjugate(slope: Tensor, carry: Moved) -> Tensor:
+    """The next direction by Polak and Ribière's rule, anew where that would be negative."""
+    beta = _share(slope @ (slope - carry.slope), carry.slope @ carry.slope).clamp(min=0.0)
+    return beta * carry.direction - slope
+
+
+def _share(one: Tensor, other: Tensor) -> Tensor:
+    """one / other, and 0 for other = 0."""
+    return torch.where(other > 0, one / torch.where(other > 0, other, torch.ones_like(other)), torch.zeros_like(other))

@@ -37,6 +37,7 @@ def stepped(
     y: Tensor,
     lr: float,
     *,
+    passes: int,
     program: str = "prox",
     some: Tensor | None = None,
 ) -> Turn:
@@ -49,7 +50,9 @@ def stepped(
     numbers = {"rho": rho, "gamma": gamma, "lr": lr}
     down = {name: torch.tensor(value, dtype=own.x.dtype) for name, value in numbers.items()}
     asked = one if some is None else some
-    question = Question("f", own.x, program, asked, {**down, "shift": own.at_w, "y": y})
+    if passes and program == "stabilised":
+        passes += 1  # for the gradient where the steps ended
+    question = Question("f", own.x, program, asked, {**down, "shift": own.at_w, "y": y}, passes)
     return Turn(own._replace(phase="step"), (question,), own.x)
 
 

@@ -32,7 +32,7 @@ class Catalyst(NamedTuple):
 @declare(
     reference="Khaled, Jin 2023, 'Faster Federated Optimization under Second-order Similarity', arXiv 2209.02257, "
     "algorithm 3",
-    examples=({"l2": 0.5, "delta": 2.0},),
+    examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
 @asks
@@ -44,9 +44,8 @@ class catalyzed_svrp:
         n_in = ⌈k (M + δ²/(μ + γ)²)⌉:  O~(M + M^(3/4) √(δ/μ)) messages
 
     l2, mu, delta, eta, probability: as for `svrp`. gamma: γ in place of the formula. k: of n_in.
-    newton: steps of Newton's method by which a client finds its proximal point (one is enough for quadratics); 0: one
-    step
-        of gradient descent with `lr` for each of its batches, for networks.
+    passes: of a client over all its samples to find its proximal point, each a step of conjugate gradients (exact for
+        quadratics after d of them); 0: one step of gradient descent with `lr` for each of its batches, for networks.
 
     Differences from the paper: a fixed number of inner steps, with w renewed at the start of each run of them.
     """
@@ -62,7 +61,7 @@ class catalyzed_svrp:
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     gamma: NotNegative | None = None
     k: Positive = 1.0
-    newton: Annotated[int, pydantic.Field(ge=0)] = 4
+    passes: Annotated[int, pydantic.Field(ge=0)] = 30
     lr: Positive = 0.1
     prox: Solving = Solving()
 
@@ -87,7 +86,7 @@ class catalyzed_svrp:
                 return self._with(own, anchored(walk._replace(w=walk.x)))
         gamma, delta = self._gamma(setting), setting.constants["delta"]
         eta = self.eta or self.factor * (setting.mu + gamma) / delta**2
-        return self._with(own, stepped(setting, walk, key, 1.0 / eta, gamma, own.y, self.lr))
+        return self._with(own, stepped(setting, walk, key, 1.0 / eta, gamma, own.y, self.lr, passes=self.passes))
 
     def _outer(self, setting: Setting, own: Catalyst) -> Turn:
         ratio = setting.constants["delta"] / (setting.mu + self._gamma(setting))

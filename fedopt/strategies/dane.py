@@ -18,7 +18,7 @@ from fedopt.types import Batches, Optimizer, Rule
 @declare(
     reference="Shamir, Srebro, Zhang 2014, 'Communication-Efficient Distributed Optimization using an Approximate "
     "Newton-type Method', arXiv 1312.7853, figure 1",
-    examples=({"l2": 0.5, "delta": 2.0},),
+    examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
 @asks
@@ -29,11 +29,9 @@ class dane:
         v_m = argmin f_m(v) - ⟨∇f_m(x) - ∇f(x), v⟩ + (ρ/2) ‖v - x‖²;  x <- mean v_m
 
     l2: λ of (λ/2)‖x‖², part of every f_m. mu: μ; None: l2. delta: δ, the largest ‖∇²f_m - ∇²f‖; None: measured by a
-    power
-        iteration over the clients. rho: weight of the proximal term; None: δ.
-    newton: steps of Newton's method by which a client finds its proximal point (one is enough for quadratics); 0: one
-    step
-        of gradient descent with `lr` for each of its batches, for networks.
+        power iteration over the clients. rho: weight of the proximal term; None: δ.
+    passes: of a client over all its samples to find its proximal point, each a step of conjugate gradients (exact for
+        quadratics after d of them); 0: one step of gradient descent with `lr` for each of its batches, for networks.
 
     Differences from the paper: η = 1, as in its experiments; their μ is ρ here.
     """
@@ -45,7 +43,7 @@ class dane:
     mu: Positive | None = None
     delta: Positive | None = None
     rho: Positive | None = None
-    newton: Annotated[int, pydantic.Field(ge=0)] = 4
+    passes: Annotated[int, pydantic.Field(ge=0)] = 30
     lr: Positive = 0.1
     prox: Solving = Solving()
 
@@ -60,4 +58,4 @@ class dane:
         if own.phase == "step":
             return anchored(own._replace(w=own.x))
         rho = self.rho or setting.constants["delta"]
-        return stepped(setting, own, key, rho, 0.0, own.x, self.lr, some=setting.nobody)
+        return stepped(setting, own, key, rho, 0.0, own.x, self.lr, passes=self.passes, some=setting.nobody)

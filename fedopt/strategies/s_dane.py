@@ -29,7 +29,7 @@ class Stabilised(NamedTuple):
 @declare(
     reference="Jiang, Rodomanov, Stich 2024, 'Stabilized Proximal-Point Methods for Federated Optimization', arXiv "
     "2407.07084, algorithm 1",
-    examples=({"l2": 0.5, "delta": 2.0},),
+    examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
 @asks
@@ -41,11 +41,9 @@ class s_dane:
         v <- argmin ⟨mean ∇f_m(x_m), u⟩ + (μ/2) mean ‖u - x_m‖² + (ρ/2) ‖u - v‖²
 
     l2: λ of (λ/2)‖x‖², part of every f_m. mu: μ; None: l2. delta: δ, the largest ‖∇²f_m - ∇²f‖; None: measured by a
-    power
-        iteration over the clients. rho: weight of the proximal term; None: δ.
-    newton: steps of Newton's method by which a client finds its proximal point (one is enough for quadratics); 0: one
-    step
-        of gradient descent with `lr` for each of its batches, for networks.
+        power iteration over the clients. rho: weight of the proximal term; None: δ.
+    passes: of a client over all its samples to find its proximal point, each a step of conjugate gradients (exact for
+        quadratics after d of them); 0: one step of gradient descent with `lr` for each of its batches, for networks.
 
     take: S, how many clients an iteration is made with; None: everybody. Then, with subproblems that are solved
         exactly, v = x, and this is DANE.
@@ -61,7 +59,7 @@ class s_dane:
     delta: Positive | None = None
     rho: Positive | None = None
     take: Count | None = None
-    newton: Annotated[int, pydantic.Field(ge=0)] = 4
+    passes: Annotated[int, pydantic.Field(ge=0)] = 30
     lr: Positive = 0.1
     prox: Solving = Solving()
 
@@ -77,7 +75,18 @@ class s_dane:
         rho, mu, v = self.rho or setting.constants["delta"], setting.mu, own.walk.x
         walk = moved(own.walk, answers[0])
         if walk.phase == "anchor":
-            turn = stepped(setting, walk, key, rho, 0.0, walk.x, self.lr, program="stabilised", some=own.some)
+            turn = stepped(
+                setting,
+                walk,
+                key,
+                rho,
+                0.0,
+                walk.x,
+                self.lr,
+                passes=self.passes,
+                program="stabilised",
+                some=own.some,
+            )
             return turn._replace(own=own._replace(walk=turn.own), params=own.x)
         x, slope = walk.x, -answers[0].beside
         after = (rho * v + mu * x - slope) / (rho + mu)

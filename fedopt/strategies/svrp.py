@@ -19,7 +19,7 @@ from fedopt.types import Batches, Optimizer, Rule
 @declare(
     reference="Khaled, Jin 2023, 'Faster Federated Optimization under Second-order Similarity', arXiv 2209.02257, "
     "algorithm 2",
-    examples=({"l2": 0.5, "delta": 2.0},),
+    examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={
         "one client": "the server's own data is no client's, and steps are proximal ones",
         "relabelling": "another client is drawn where they stand in another order",
@@ -39,9 +39,8 @@ class svrp:
         δ² ‖x - y‖²; None: the largest ‖∇²f_m - ∇²f‖, measured by a power iteration over the clients, which is no
         smaller.
     eta, probability: in place of the formulas.
-    newton: steps of Newton's method by which a client finds its proximal point (one is enough for quadratics); 0: one
-    step
-        of gradient descent with `lr` for each of its batches, for networks.
+    passes: of a client over all its samples to find its proximal point, each a step of conjugate gradients (exact for
+        quadratics after d of them); 0: one step of gradient descent with `lr` for each of its batches, for networks.
 
     Differences from the paper: clients keep ∇f_m(w), and are told ∇f(w) with x.
     """
@@ -55,7 +54,7 @@ class svrp:
     factor: Positive = 0.5
     eta: Positive | None = None
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
-    newton: Annotated[int, pydantic.Field(ge=0)] = 4
+    passes: Annotated[int, pydantic.Field(ge=0)] = 30
     lr: Positive = 0.1
     prox: Solving = Solving()
 
@@ -71,4 +70,4 @@ class svrp:
         if own.phase == "step" and float(keys.uniform(keys.fold(key, "reference"), 1)[0]) < p:
             return anchored(own._replace(w=own.x))
         eta = self.eta or self.factor * setting.mu / setting.constants["delta"] ** 2
-        return stepped(setting, own, key, 1.0 / eta, 0.0, own.x, self.lr)
+        return stepped(setting, own, key, 1.0 / eta, 0.0, own.x, self.lr, passes=self.passes)

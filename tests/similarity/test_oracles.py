@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedopt import keys, models
+from fedopt.engine.serial import Serial
+from fedopt.engine.stacked import Stacked
 from fedopt.setup import Setup
+from fedopt.testing.strategies import compose, small_federation, small_problem
+from fedopt.testing.strategies import play as play_strategy
 from tests.similarity.quadratics import Run, experiment, groups, nodes, play
 
 Array = np.ndarray
@@ -209,7 +214,7 @@ def test_what_compression_kept_back_is_made_up_for() -> None:
 
 @pytest.mark.parametrize("name", ["dane", "s_dane"])
 def test_clients_solve_corrected_problems(name: str) -> None:
-    setup = nodes(name, rho=3.0, newton=1)
+    setup = nodes(name, rho=3.0, passes=60)
     h = Known(setup)
     x = h.zero
     for _ in range(4):
@@ -218,6 +223,42 @@ def test_clients_solve_corrected_problems(name: str) -> None:
             [np.linalg.solve(a + 3.0 * np.eye(h.d), a @ x - at + 3.0 * x) for a, b in h.nodes], axis=0
         )  # b of the client's gradient and of its correction cancel
     agree(play(setup, rounds=8), x)
+
+
+def test_clients_solve_problems_that_are_not_quadratic() -> None:
+    """Softmax regression on ragged clients: conjugate gradients against Newton's method on each client's samples."""
+    data = small_federation((7, 5, 9), dtype=torch.float64)
+    module = models.build(
+        "logistic", {}, inputs=(5,), classes=3, vocabulary=None, key=keys.root(2), dtype=torch.float64
+    )
+    problem = small_problem(data, module)
+    made = compose("dane", l2=0.1, delta=1.0, rho=0.5, passes=80)
+    train, spec = data.splits["train"], problem.network.spec
+
+    def loss(v: torch.Tensor, m: int) -> torch.Tensor:
+        rows = train.index[train.offsets[m] : train.offsets[m + 1]]
+        held = slice(int(train.offsets[m]), int(train.offsets[m + 1]))
+        weights = spec.unflatten(v)
+        out = train.x[rows] @ weights[spec.names[0]].T + weights[spec.names[1]]
+        return torch.nn.functional.cross_entropy(out, train.y[held])
+
+    def gradient(v: torch.Tensor, m: int) -> torch.Tensor:
+        return torch.autograd.functional.jacobian(lambda v: loss(v, m), v)
+
+    x = problem.initial["params"]
+    for _ in range(2):
+        mean, moved = sum(gradient(x, m) for m in range(3)) / 3, []
+        for m in range(3):
+            v, at_x = x, gradient(x, m)
+            for _ in range(12):
+                slope = gradient(v, m) + 0.1 * v + mean - at_x + 0.5 * (v - x)
+                curved = torch.autograd.functional.hessian(lambda v, m=m: loss(v, m), v)
+                v = v - torch.linalg.solve(curved + 0.6 * torch.eye(problem.d, dtype=torch.float64), slope)
+            moved.append(v)
+        x = torch.stack(moved).mean(dim=0)
+    for executor in (Serial(), Stacked()):
+        got = play_strategy(problem, made, 4, executor=executor).state.params
+        torch.testing.assert_close(got, x, rtol=0, atol=1e-8)
 
 
 def test_a_group_that_the_server_knows_is_of_no_use() -> None:
