@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fedopt import keys
 from fedopt.data import Split, draw
+from fedopt.optimizers import advance
 from fedopt.problem import Problem
 from fedopt.types import Batch, Client, ClientProgram, Exchange, Named, Optimizer, Programs, Uplink
 
@@ -100,11 +101,16 @@ def training(
         return Training(params, buffers, state, client.key.new_zeros(()), zero, zero, extra(client))
 
     def step(client: Client, carry: Training, batch: Batch) -> Training:
-        grads, loss, buffers = sgd_step(problem, client, carry.params, carry.buffers, batch, carry.steps)
+        seen: list[tuple[Named, Named]] = []
+
+        def oracle(point: Named) -> tuple[Named, Tensor]:
+            grads, loss, buffers = sgd_step(problem, client, point, carry.buffers, batch, carry.steps)
+            seen.append((grads, buffers))
+            return grads if correct is None else correct(client, point, grads), loss
+
+        params, state, _, loss = advance(optimizer, oracle, carry.optimizer, carry.params, hyper(client.down))
+        grads, buffers = seen[0]
         added = along(client, carry, grads, batch)
-        if correct is not None:
-            grads = correct(client, carry.params, grads)
-        params, state = optimizer.update(grads, carry.optimizer, carry.params, hyper(client.down))
         samples = batch["mask"].to(problem.dtype).sum()
         return Training(
             params,

@@ -5,6 +5,9 @@ An optimizer is a frozen dataclass of hyper-parameters with `init(params) -> sta
 tensors (`hyper_parameters`), evaluated for the round by the server and sent with the model; other fields (booleans,
 choices, first values of the state) are fixed.
 
+Some ask for more than the gradient at the parameters, which `advance` gives them: the gradient at another point
+(`ahead`), the value of the loss, or the gradient of the same samples at a second point (`behind`).
+
 A field that is the plain number 0 switches its term off for good (no momentum buffer is kept for `momentum = 0`), so
 `hyper` may carry other values than the fields, but cannot bring a term back that the field leaves out.
 
@@ -19,16 +22,18 @@ On the server (Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import cache
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import pydantic
 import torch
 from torch import Tensor
 
 from fedopt import schedules
 from fedopt.registry import ConfigError, Registry, parameters
-from fedopt.types import Named, Optimizer
+from fedopt.types import Named, Optimizer, State
 
 registry = Registry("optimizers", __name__)
 
@@ -61,12 +66,73 @@ def build(name: str, options: Mapping[str, Any], where: str = "optimizer") -> Op
 def hyper_parameters(optimizer: Optimizer, round: int, dtype: torch.dtype = torch.float64) -> Named:
     """The optimizer's `Scalar` fields in this round (0 for the first), each a scalar tensor of `dtype`.
 
-    `update` casts them to the dtype of the parameters, so float64 loses nothing on the way.
+    Those of an optimizer within it have the name of its field before theirs, `vectors.lr` say. `update` casts them to
+    the dtype of the parameters, so float64 loses nothing on the way.
     """
-    return {
+    numbers = {
         name: torch.tensor(schedules.at(getattr(optimizer, name), round), dtype=dtype)
         for name in scalar_fields(type(optimizer))
     }
+    for field, inner in _inner(optimizer).items():
+        numbers |= {f"{field}.{name}": value for name, value in hyper_parameters(inner, round, dtype).items()}
+    return numbers
+
+
+def within(hyper: Named, field: str) -> Named:
+    """The numbers of the optimizer that is in a field of another one."""
+    return {name.removeprefix(f"{field}."): value for name, value in hyper.items() if name.startswith(f"{field}.")}
+
+
+def _inner(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """The optimizers that are fields of another one."""
+    found = {field.name: getattr(optimizer, field.name) for field in fields(cast(Any, optimizer))}
+    return {name: value for name, value in found.items() if hasattr(value, "update") and hasattr(value, "init")}
+
+
+Oracle = Callable[[Named], tuple[Named, Tensor]]
+"""The gradient and the loss at a point, of one and the same batch each time it is called."""
+
+
+def asks(optimizer: Optimizer) -> frozenset[str]:
+    """What `update` has to be given beside the gradient: `value`, `before`."""
+    return frozenset(getattr(optimizer, "asks", ()))
+
+
+def advance(
+    optimizer: Optimizer, oracle: Oracle, state: State, params: Named, hyper: Named
+) -> tuple[Named, State, Named, Tensor]:
+    """One step with all that the optimizer asks for; (parameters, state, gradient, loss).
+
+    An optimizer may have `ahead(state, params, hyper)`, the point where it wants the gradient in place of the
+    parameters; ask for `value`, the loss there; and ask for `before`, the gradient of the same batch at the point
+    `behind(state, params)`.
+    """
+    ahead = getattr(optimizer, "ahead", None)
+    grads, value = oracle(params if ahead is None else ahead(state, params, hyper))
+    asked = asks(optimizer)
+    offers: dict[str, Any] = {}
+    if "value" in asked:
+        offers["value"] = value.detach()
+    if "before" in asked:
+        offers["before"], _ = oracle(cast(Any, optimizer).behind(state, params))
+    new, after = optimizer.update(grads, state, params, hyper, **offers)
+    return new, after, grads, value
+
+
+def parse(table: Any) -> Optimizer:
+    """A table with a name and options, as the optimizer that it describes."""
+    if hasattr(table, "update") and hasattr(table, "init"):
+        return cast(Optimizer, table)
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        raise ValueError("a table with a name is needed, e.g. { name = 'adamw', lr = 0.001 }")
+    try:
+        return build(table["name"], {name: value for name, value in table.items() if name != "name"})
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+Inner = Annotated[Any, pydantic.PlainValidator(parse)]
+"""An optimizer within another one, in a config a table."""
 
 
 def hyper(optimizer: Optimizer, round: int) -> Named:

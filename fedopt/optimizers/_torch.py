@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fedopt.optimizers import hyper_parameters
+from fedopt.optimizers import asks, hyper_parameters
 from fedopt.registry import parameters
-from fedopt.types import Named, Optimizer
+from fedopt.schedules import Schedule
+from fedopt.types import FedoptError, Named, Optimizer
+
+_PLAIN = (bool, int, float, str, tuple, NoneType, Schedule)
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -21,38 +25,79 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], optimizer: Optimizer) -> None:
         self.kind = type(optimizer)
-        self.fields = tuple(parameters(self.kind))
+        values = {name: getattr(optimizer, name) for name in parameters(self.kind)}
+        # parts that are values with methods (norms, other optimizers) are no state: they stay out of groups
+        self.fixed = {name: value for name, value in values.items() if not isinstance(value, _PLAIN)}
+        self.fields = tuple(name for name in values if name not in self.fixed)
         # `round` is what a field with a schedule is evaluated at; it travels in the state_dict with the group
-        super().__init__(params, {**{name: getattr(optimizer, name) for name in self.fields}, "round": 0})
+        super().__init__(params, {**{name: values[name] for name in self.fields}, "round": 0})
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own list of what is pickled and copied knows nothing of the pair
-        return {**super().__getstate__(), "kind": self.kind, "fields": self.fields}
+        return {**super().__getstate__(), "kind": self.kind, "fields": self.fields, "fixed": self.fixed}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        closure: as always in torch, forgets gradients, computes the loss and its gradients, and returns the loss. It is
+            needed, and called at other points too, for optimizers that ask for more than the gradient where they are.
+
+        Raises FedoptError where it is needed and not given.
+        """
+        pairs = [self._pair(group) for group in self.param_groups]
+        if closure is None and any(hasattr(pair, "ahead") or asks(pair) for pair in pairs):
+            raise FedoptError(f"{self.kind.__name__} evaluates the loss by itself: step(closure) is needed")
+        moves = any(hasattr(pair, "ahead") or "before" in asks(pair) for pair in pairs)
+        named = [
+            {str(i): t.detach().clone() if moves else t.detach() for i, t in enumerate(group["params"])}
+            for group in self.param_groups
+        ]
+        states = [self._state(f"group {i}", pair, x) for i, (pair, x) in enumerate(zip(pairs, named, strict=True))]
+        numbers = [hyper_parameters(p, g["round"]) for p, g in zip(pairs, self.param_groups, strict=True)]
+        ahead = [
+            pair.ahead(state, x, h) if hasattr(pair, "ahead") else x
+            for pair, state, x, h in zip(pairs, states, named, numbers, strict=True)
+        ]
+        loss, grads = self._evaluated(closure, ahead if moves else None)
+        offers: list[dict[str, Any]] = [{"value": loss} if "value" in asks(pair) else {} for pair in pairs]
+        if any("before" in asks(pair) for pair in pairs):
+            points = [
+                cast(Any, pair).behind(state, x) if "before" in asks(pair) else x
+                for pair, state, x in zip(pairs, states, named, strict=True)
+            ]
+            _, others = self._evaluated(closure, points)
+            for pair, offer, before in zip(pairs, offers, others, strict=True):
+                offer |= {"before": before} if "before" in asks(pair) else {}
+        for index, (pair, group) in enumerate(zip(pairs, self.param_groups, strict=True)):
+            new, after = pair.update(grads[index], states[index], named[index], numbers[index], **offers[index])
+            cast(dict[Any, Any], self.state)[f"group {index}"] = after
+            for i, t in enumerate(group["params"]):
+                t.copy_(new[str(i)] if t.grad is not None else named[index][str(i)])
+            group["round"] += 1
+        return loss
+
+    def _evaluated(self, closure: Callable[[], Any] | None, points: list[Named] | None) -> tuple[Any, list[Named]]:
+        """The loss and the gradients at some points, where the parameters are then; None: where they are."""
+        for group, point in zip(self.param_groups, points or [], strict=points is not None):
+            for i, t in enumerate(group["params"]):
+                t.copy_(point[str(i)])
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for index, group in enumerate(self.param_groups):
-            self._step_group(f"group {index}", group)
-        return loss
+        kept = torch.clone if points is not None else torch.detach  # a second evaluation writes over the first
+        return loss.detach() if isinstance(loss, Tensor) else loss, [
+            {str(i): torch.zeros_like(t) if t.grad is None else kept(t.grad) for i, t in enumerate(group["params"])}
+            for group in self.param_groups
+        ]
 
-    def _step_group(self, key: str, group: dict[str, Any]) -> None:
-        pair = self.kind(**{name: group[name] for name in self.fields})
-        tensors: list[Tensor] = group["params"]
-        named: Named = {str(i): t.detach() for i, t in enumerate(tensors)}
-        grads = {str(i): torch.zeros_like(t) if t.grad is None else t.grad for i, t in enumerate(tensors)}
+    def _pair(self, group: dict[str, Any]) -> Any:
+        return self.kind(**self.fixed, **{name: group[name] for name in self.fields})
+
+    def _state(self, key: str, pair: Optimizer, named: Named) -> Any:
         state = cast(dict[Any, Any], self.state)
         if key not in state:
-            state[key] = pair.init(named)
-        elif isinstance(state[key], dict):
-            # a field that was 0 so far (momentum) may have been set since, and now asks for a buffer
-            state[key] = {**pair.init(named), **state[key]}
-        new, state[key] = pair.update(grads, state[key], named, hyper_parameters(pair, group["round"]))
-        for i, t in enumerate(tensors):
-            if t.grad is not None:
-                t.copy_(new[str(i)])
-        group["round"] += 1
+            return pair.init(named)
+        # a field that was 0 so far (momentum) may have been set since, and now asks for a buffer
+        return {**pair.init(named), **state[key]} if isinstance(state[key], dict) else state[key]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedopt.optimizers import advance
 from fedopt.problem import Problem
 from fedopt.programs import Training, evaluation, hyper, sgd_step, training
 from fedopt.registry import declare
@@ -59,10 +60,13 @@ class ditto:
 
         def along(client: Client, carry: Training, grads: Named, batch: Batch) -> Any:
             params = carry.extra["personal"]
-            own, _, _ = sgd_step(problem, client, params, carry.buffers, batch, carry.steps)
             centre, _ = problem.unpack(client.down)
-            own = {name: g + client.down["lam"] * (params[name] - centre[name]) for name, g in own.items()}
-            params, state = self.optimizer.update(own, carry.extra["state"], params, hyper(client.down))
+
+            def oracle(point: Named) -> tuple[Named, Tensor]:
+                own, loss, _ = sgd_step(problem, client, point, carry.buffers, batch, carry.steps)
+                return {name: g + client.down["lam"] * (point[name] - centre[name]) for name, g in own.items()}, loss
+
+            params, state, _, _ = advance(self.optimizer, oracle, carry.extra["state"], params, hyper(client.down))
             return {"personal": params, "state": state}
 
         def finish(client: Client, carry: Training, uplink: Uplink) -> Uplink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from typing import Any
 
@@ -218,7 +219,9 @@ def test_hyper_parameters_are_scalars_of_the_wanted_dtype(name: str, options: di
     for dtype in (torch.float32, torch.float64):
         for field, h in hyper_parameters(optimizer, 3, dtype).items():
             assert h.shape == () and h.dtype == dtype
-            assert float(h) == pytest.approx(schedules.at(getattr(optimizer, field), 3), rel=1e-6)
+            *inner, last = field.split(".")
+            owner = functools.reduce(getattr, inner, optimizer)
+            assert float(h) == pytest.approx(schedules.at(getattr(owner, last), 3), rel=1e-6)
 
 
 @every

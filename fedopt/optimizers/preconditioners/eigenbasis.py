@@ -1,0 +1,69 @@
+"""The eigenbases of both sides, with or without a number for each entry there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pydantic
+import torch
+from torch import Tensor
+
+from fedopt.optimizers.preconditioners import _symmetric
+from fedopt.registry import declare
+from fedopt.types import Named
+
+
+@declare(
+    reference="Vyas et al. 2024, SOAP: Improving and Stabilizing Shampoo using Adam, arXiv 2409.11321, algorithm 3; "
+    "Frans, Levine, Abbeel 2025, A Stable Whitening Optimizer, arXiv 2506.07254, for rotation alone"
+)
+@dataclass(frozen=True)
+class eigenbasis:
+    """P X = D ∘ (Q_Aᵀ X Q_B), with Q_A, Q_B the eigenvectors of A = mean G Gᵀ and B = mean Gᵀ G.
+
+        D = V̂^(1/4), V ← β₂ V + (1 - β₂) (Q_Aᵀ G Q_B)²           scaled; else D = 1
+
+    beta: of the means A and B. beta2, eps: as in `entrywise`, of V.
+    every: bases are renewed every so many steps, first in the first one.
+
+    Differences from the papers: eigenvectors by a full decomposition, not by one step of a QR iteration; V is kept when
+    the bases turn, as in SOAP.
+    """
+
+    scaled: bool = True
+    beta: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.95
+    beta2: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, pydantic.Field(ge=0)] = 1e-8
+    every: Annotated[int, pydantic.Field(ge=1)] = 10
+
+    def init(self, x: Tensor) -> Named:
+        """`a`, `b`, `left` = Q_A, `right` = Q_B, `step`, and `v` where it scales."""
+        sides = {"left": _symmetric.identity(x, 0), "right": _symmetric.identity(x, 1)}
+        zeros = {name: torch.zeros_like(sides[side]) for name, side in (("a", "left"), ("b", "right"))}
+        step = torch.zeros((), dtype=x.dtype, device=x.device)
+        return {**zeros, **sides, "step": step, **({"v": torch.zeros_like(x)} if self.scaled else {})}
+
+    def update(self, state: Named, g: Tensor) -> Named:
+        due, new = (state["step"] % self.every) == 0, {"step": state["step"] + 1}
+        new["a"] = self.beta * state["a"] + (1.0 - self.beta) * (g @ g.mT)
+        new["b"] = self.beta * state["b"] + (1.0 - self.beta) * (g.mT @ g)
+        new["left"] = torch.where(due, _symmetric.basis(new["a"]), state["left"])
+        new["right"] = torch.where(due, _symmetric.basis(new["b"]), state["right"])
+        if self.scaled:
+            turned = new["left"].mT @ g @ new["right"]
+            new["v"] = self.beta2 * state["v"] + (1.0 - self.beta2) * turned.square()
+        return new
+
+    def inward(self, state: Named, y: Tensor) -> Tensor:
+        return self._scaled(state, state["left"].mT @ y @ state["right"])
+
+    def outward(self, state: Named, t: Tensor) -> Tensor:
+        return state["left"] @ self._scaled(state, t) @ state["right"].mT
+
+    def _scaled(self, state: Named, y: Tensor) -> Tensor:
+        if not self.scaled:
+            return y
+        root = (state["v"] / (1.0 - self.beta2 ** state["step"])).sqrt() + self.eps
+        d = root.sqrt()
+        return torch.where(d > 0, y / torch.where(d > 0, d, torch.ones_like(d)), torch.zeros_like(y))

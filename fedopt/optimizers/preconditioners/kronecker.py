@@ -1,0 +1,79 @@
+"""A positive matrix on each side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+from torch import Tensor
+
+from fedopt.optimizers.preconditioners import _symmetric
+from fedopt.registry import declare
+from fedopt.types import Named
+
+
+@declare(
+    reference="Gupta, Koren, Singer 2018, Shampoo, arXiv 1802.09568, algorithm 1; Lin et al. 2025, Understanding and "
+    "Improving Shampoo and SOAP via Kullback-Leibler Minimization, arXiv 2509.03378, for kl; Veprikov et al. 2025, "
+    "Preconditioned Norms, arXiv 2510.10777, table 1"
+)
+@dataclass(frozen=True)
+class kronecker:
+    """P X = A^(p/2) X B^(p/2), so that a step that is linear in G is A^(-p) G B^(-p).
+
+        A ← A + G Gᵀ,                     B ← B + Gᵀ G                           statistics = "sum"
+        A ← β A + (1 - β) G Gᵀ,           B ← β B + (1 - β) Gᵀ G                 "ema"
+        A ← β A + (1 - β) G B⁻¹ Gᵀ,       B ← β B + (1 - β) Gᵀ A⁻¹ G             "kl", both from the old A and B
+
+    A and B begin as 0; ε I is added to them, and exponential means are divided by 1 - βᵗ, where they are used. In the
+    first step of "kl" the inverses are I.
+
+    power: p: 1/4 is Shampoo; 1/2 for one side alone. one_sided: B = I.
+    every: A and B are taken into the step every so many steps, first in the first one.
+
+    Differences from the papers: eigenvalues in place of iterative roots.
+    """
+
+    statistics: Literal["sum", "ema", "kl"] = "sum"
+    power: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.25
+    one_sided: bool = False
+    beta: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.99
+    eps: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    every: Annotated[int, pydantic.Field(ge=1)] = 10
+
+    def init(self, x: Tensor) -> Named:
+        """`a`, `b`, their roots A^(-p/2) `left`, `right`, and `step`."""
+        sides = {"a": _symmetric.identity(x, 0)} | ({} if self.one_sided else {"b": _symmetric.identity(x, 1)})
+        roots = {"left": sides["a"]} | ({} if self.one_sided else {"right": sides["b"]})
+        zero = torch.zeros((), dtype=x.dtype, device=x.device)
+        return {**{name: torch.zeros_like(side) for name, side in sides.items()}, **roots, "step": zero}
+
+    def update(self, state: Named, g: Tensor) -> Named:
+        step, a, b = state["step"] + 1, state["a"], state.get("b")
+        keep, share = (1.0, 1.0) if self.statistics == "sum" else (self.beta, 1.0 - self.beta)
+        between = [g, g.mT]
+        if self.statistics == "kl":
+            first = state["step"] == 0
+            seen = torch.where(first, torch.ones_like(step), 1.0 - self.beta ** state["step"])
+            if b is not None:
+                between[0] = torch.where(first, g, g @ _symmetric.power(b / seen, -1.0, self.eps))
+            between[1] = torch.where(first, g.mT, g.mT @ _symmetric.power(a / seen, -1.0, self.eps))
+        new = {"a": keep * a + share * (between[0] @ g.mT)}
+        if b is not None:
+            new["b"] = keep * b + share * (between[1] @ g)
+        whole = 1.0 - self.beta**step if self.statistics != "sum" else torch.ones_like(step)
+        due = (state["step"] % self.every) == 0
+        for name, root in (("a", "left"), ("b", "right")):
+            if name in new:
+                fresh = _symmetric.power(new[name] / whole, -0.5 * self.power, self.eps)
+                new[root] = torch.where(due, fresh, state[root])
+        return {**new, "step": step}
+
+    def inward(self, state: Named, y: Tensor) -> Tensor:
+        y = state["left"] @ y
+        return y @ state["right"] if "right" in state else y
+
+    def outward(self, state: Named, t: Tensor) -> Tensor:
+        return self.inward(state, t)
