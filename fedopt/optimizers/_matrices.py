@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -70,6 +70,27 @@ def update(method: Method, grads: Named, state: State, params: Named, hyper: Nam
     )
     moved = {name: new[name].reshape(x.shape) if name in new else rest[name] for name, x in params.items()}
     return moved, {"matrices": states, "vectors": vectors}
+
+
+C = TypeVar("C", bound=type)
+
+
+def combined(cls: C) -> C:
+    """A class with `form(self)`, the `preconditioned` that it is, with init and update: a decorator."""
+
+    def init(self: Any, params: Named) -> State:
+        """Of the combination."""
+        state: State = self.form().init(params)
+        return state
+
+    def update(self: Any, grads: Named, state: State, params: Named, hyper: Named) -> tuple[Named, State]:
+        """One step of the combination."""
+        numbers = {"beta1" if name == "momentum" else name: value for name, value in hyper.items()}
+        moved: tuple[Named, State] = self.form().update(grads, state, params, numbers)
+        return moved
+
+    cls.init, cls.update = init, update  # type: ignore[attr-defined]
+    return cls
 
 
 def scaled(scale: Scale, x: Tensor) -> float:

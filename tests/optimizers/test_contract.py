@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fedopt import schedules
-from fedopt.optimizers import as_torch, build, hyper, hyper_parameters, registry, scalar_fields
-from fedopt.types import Named, Optimizer
+from fedopt.optimizers import advance, as_torch, asks, build, hyper, hyper_parameters, registry, scalar_fields
+from fedopt.types import FedoptError, Named, Optimizer
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sgd": [
@@ -23,6 +23,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adam": [{"weight_decay": 0.1}, {"bias_correction": False, "eps": 1e-3, "initial_accumulator": 1e-6}],
     "adamw": [{"bias_correction": False, "initial_accumulator": 1e-4}],
     "yogi": [{"bias_correction": True, "weight_decay": 0.1}],
+    "rmsprop": [{"centered": True, "momentum": 0.9, "weight_decay": 0.1}],
+    "signum": [{"momentum": 0.0, "weight_decay": 0.1}],
+    "normalised_sgd": [{"over": "all", "nesterov": True}, {"momentum": 0.0}],
+    "schedule_free": [{"base": "sgd", "lr": 0.1, "warmup": 3}],
+    "muon": [{"ns": "svd", "nesterov": False, "scale": "rms", "vectors": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}],
+    "scion": [{"constrained": True, "ns": "cubic"}],
+    "lion_muon": [{"period": 3}],
+    "preconditioned": [
+        {"lr": 0.1, "norm": "max_entry", "preconditioner": {"name": "eigenbasis"}, "nesterov": True},
+        {"lr": 0.1, "norm": "frobenius", "preconditioner": "kronecker", "weight_decay": 0.1},
+    ],
     "adagrad": [{"initial_accumulator": 0.1, "weight_decay": 0.01, "beta1": 0.5}],
 }
 
@@ -46,11 +57,35 @@ def some(seed: int, *lead: int) -> Named:
     return {k: torch.randn((*lead, *s), generator=generator, dtype=torch.float64) for k, s in SHAPES.items()}
 
 
+def slope(g: Named, x: Named) -> tuple[Named, Tensor]:
+    """Gradient and value of ⟨g, x⟩ + 0.05 ‖x‖² + 3."""
+    value = sum((g[k] * x[k] + 0.05 * x[k] ** 2).sum() for k in x)
+    return {k: g[k] + 0.1 * x[k] for k in x}, torch.as_tensor(value) + 3.0
+
+
+def move(optimizer: Optimizer, g: Named, state: Any, params: Named, h: Named) -> tuple[Named, Any]:
+    """One step with all that the optimizer asks for."""
+    params, state, _, _ = advance(optimizer, lambda x: slope(g, x), state, params, h)
+    return params, state
+
+
 def run(optimizer: Optimizer, params: Named, grads: list[Named]) -> Named:
     state = optimizer.init(params)
     for g in grads:
-        params, state = optimizer.update(g, state, params, hyper(optimizer, 0))
+        params, state = move(optimizer, g, state, params, hyper(optimizer, 0))
     return params
+
+
+def closure(tensors: list[Tensor], g: Named) -> Any:
+    """What a user of the facade writes."""
+
+    def evaluate() -> Tensor:
+        grads, value = slope(g, dict(zip(g, (t.detach() for t in tensors), strict=True)))
+        for t, x in zip(tensors, grads.values(), strict=True):
+            t.grad = x.clone()
+        return value
+
+    return evaluate
 
 
 def leaves(tree: Any) -> list[Tensor]:
@@ -79,11 +114,20 @@ def test_facade_equals_pair(name: str, options: dict[str, Any]) -> None:
     facade = as_torch(tensors, optimizer)
     assert isinstance(facade, torch.optim.Optimizer)
     for g in grads:
-        facade.zero_grad()
-        for t, x in zip(tensors, g.values(), strict=True):
-            t.grad = x.clone()
-        facade.step()
+        facade.step(closure(tensors, g))
     assert_close(dict(zip(start, (t.detach() for t in tensors), strict=True)), run(optimizer, start, grads))
+
+
+@every
+def test_a_facade_that_has_to_evaluate_by_itself_says_so(name: str, options: dict[str, Any]) -> None:
+    optimizer, tensor = build(name, options), torch.nn.Parameter(torch.ones(2))
+    tensor.grad = torch.ones(2)
+    facade = as_torch([tensor], optimizer)
+    if asks(optimizer) or hasattr(optimizer, "ahead"):
+        with pytest.raises(FedoptError, match=r"step\(closure\) is needed"):
+            facade.step()
+    else:
+        assert facade.step() is None
 
 
 @every
@@ -91,7 +135,7 @@ def test_stacked_equals_pair(name: str, options: dict[str, Any]) -> None:
     optimizer, n = build(name, options), 4
     start, grads = some(0, n), [some(t, n) for t in range(1, 8)]
     params, state = start, torch.vmap(optimizer.init)(start)
-    step = torch.vmap(optimizer.update, in_dims=(0, 0, 0, None))
+    step = torch.vmap(functools.partial(move, optimizer), in_dims=(0, 0, 0, None))
     for g in grads:
         params, state = step(g, state, params, hyper(optimizer, 0))
     assert all(x.shape[0] == n for x in leaves(state))
@@ -106,10 +150,10 @@ def test_stacked_with_hyper_parameters_of_each_client(name: str, options: dict[s
     params, grads = some(0, n), some(1, n)
     own = {k: torch.stack([h * (1 - 0.1 * i) for i in range(n)]) for k, h in hyper(optimizer, 0).items()}
     state = torch.vmap(optimizer.init)(params)
-    new, _ = torch.vmap(optimizer.update)(grads, state, params, own)
+    new, _ = torch.vmap(functools.partial(move, optimizer))(grads, state, params, own)
     for i in range(n):
         x, g = ({k: v[i] for k, v in tree.items()} for tree in (params, grads))
-        alone, _ = optimizer.update(g, optimizer.init(x), x, {k: h[i] for k, h in own.items()})
+        alone, _ = move(optimizer, g, optimizer.init(x), x, {k: h[i] for k, h in own.items()})
         assert_close({k: v[i] for k, v in new.items()}, alone)
 
 
@@ -119,27 +163,27 @@ def test_clients_may_be_at_different_steps(name: str, options: dict[str, Any]) -
     fresh, veteran = some(0), some(1)
     states = [optimizer.init(fresh), optimizer.init(veteran)]
     for t in range(5):
-        veteran, states[1] = optimizer.update(some(10 + t), states[1], veteran, h)
+        veteran, states[1] = move(optimizer, some(10 + t), states[1], veteran, h)
     grads = [some(2), some(3)]
     together = torch.utils._pytree.tree_map(lambda *x: torch.stack(x), *states)
-    new, _ = torch.vmap(optimizer.update, in_dims=(0, 0, 0, None))(
+    new, _ = torch.vmap(functools.partial(move, optimizer), in_dims=(0, 0, 0, None))(
         {k: torch.stack([g[k] for g in grads]) for k in SHAPES},
         together,
         {k: torch.stack([fresh[k], veteran[k]]) for k in SHAPES},
         h,
     )
     for i, x in enumerate((fresh, veteran)):
-        assert_close({k: v[i] for k, v in new.items()}, optimizer.update(grads[i], states[i], x, h)[0])
+        assert_close({k: v[i] for k, v in new.items()}, move(optimizer, grads[i], states[i], x, h)[0])
 
 
 @every
 def test_nothing_given_is_changed(name: str, options: dict[str, Any]) -> None:
     optimizer = build(name, options)
     params, grads, h = some(0), some(1), hyper(optimizer, 0)
-    _, state = optimizer.update(some(2), optimizer.init(params), params, h)
+    _, state = move(optimizer, some(2), optimizer.init(params), params, h)
     given = (grads, state, params, h)
     before = copy.deepcopy(given)
-    optimizer.update(*given)
+    move(optimizer, *given)
     for a, b in zip(leaves(given), leaves(before), strict=True):
         assert torch.equal(a, b)
 
@@ -150,7 +194,7 @@ def test_dtype_of_params_and_state_is_kept(name: str, options: dict[str, Any]) -
     params = {k: x.float() for k, x in some(0).items()}
     state = optimizer.init(params)
     for _ in range(2):
-        params, state = optimizer.update({k: x.float() for k, x in some(1).items()}, state, params, hyper(optimizer, 0))
+        params, state = move(optimizer, {k: x.float() for k, x in some(1).items()}, state, params, hyper(optimizer, 0))
     assert all(x.dtype == torch.float32 for x in leaves((params, state)))
 
 
@@ -164,9 +208,7 @@ def test_facade_state_dict_round_trip_continues_identically(name: str, options: 
 
     def advance(tensors: list[Tensor], facade: torch.optim.Optimizer, some_grads: list[Named]) -> None:
         for g in some_grads:
-            for t, x in zip(tensors, g.values(), strict=True):
-                t.grad = x.clone()
-            facade.step()
+            facade.step(closure(tensors, g))
 
     whole, facade = fresh(list(some(0).values()))
     advance(whole, facade, grads[:4])
@@ -191,8 +233,8 @@ def test_a_schedule_is_read_at_the_round(name: str, options: dict[str, Any]) -> 
     state = scheduled.init(params)
     for round in range(4):
         fixed = build(name, {**options, "lr": 0.2 - 0.05 * round})
-        got, after = scheduled.update(grads, state, params, hyper(scheduled, round))
-        want, _ = fixed.update(grads, state, params, hyper(fixed, 0))
+        got, after = move(scheduled, grads, state, params, hyper(scheduled, round))
+        want, _ = move(fixed, grads, state, params, hyper(fixed, 0))
         assert_close(got, want)
         params, state = got, after
 
@@ -206,9 +248,9 @@ def test_facade_advances_its_own_schedule_with_each_step(name: str, options: dic
     params: Named = {"x": tensor.detach().clone()}
     state = scheduled.init(params)
     for round in range(4):
-        tensor.grad = torch.full((2,), 0.5, dtype=torch.float64)
-        facade.step()
-        params, state = scheduled.update({"x": tensor.grad}, state, params, hyper(scheduled, round))
+        g = {"x": torch.full((2,), 0.5, dtype=torch.float64)}
+        facade.step(closure([tensor], g))
+        params, state = move(scheduled, g, state, params, hyper(scheduled, round))
     torch.testing.assert_close(tensor.detach(), params["x"], rtol=0, atol=1e-12)
 
 

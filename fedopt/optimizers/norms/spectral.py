@@ -24,9 +24,9 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class spectral:
     """‖X‖ = σ_max(X), whose dual is Σ σ_i(Y); T = U Vᵀ for Y = U Σ Vᵀ.
 
-    method: `quintic`: X ← a X + (b A + c A²) X with A = X Xᵀ, from X = Y / ‖Y‖_F, `steps` times, on the transpose
-        where that is smaller; `cubic`: X ← (3/2) X - (1/2) A X, which converges to U Vᵀ; `svd`.
-    dtype: in which the iteration runs; None: that of the matrix.
+    method: `quintic`: X ← a X + (b A + c A²) X with A = X Xᵀ, from X = Y / ‖Y‖_F, on the transpose where that is
+        smaller; `cubic`: X ← (3/2) X - (1/2) A X, which converges to U Vᵀ; `svd`.
+    steps: of an iteration. dtype: in which the iteration runs; None: that of the matrix.
     """
 
     method: Literal["quintic", "cubic", "svd"] = "quintic"
@@ -42,27 +42,27 @@ class spectral:
         found = list(ys)
         for members in alike.values():
             wide = [ys[i] if ys[i].shape[0] <= ys[i].shape[1] else ys[i].T for i in members]
-            batch = torch.stack(wide) if len(wide) > 1 else wide[0]
-            polar = self._polar(batch)
-            for at, i in enumerate(members):
-                one = polar[at] if len(wide) > 1 else polar
-                found[i] = one if ys[i].shape[0] <= ys[i].shape[1] else one.T
+            for i, polar in zip(members, self._polar(torch.stack(wide)), strict=True):
+                found[i] = polar if ys[i].shape[0] <= ys[i].shape[1] else polar.T
         return found
 
     def _polar(self, y: Tensor) -> Tensor:
-        """Of `[..., m, n]`, m <= n; 0 for 0."""
+        """Of `[k, m, n]`, m <= n; 0 for 0."""
         if self.method == "svd":
             u, s, vt = torch.linalg.svd(y, full_matrices=False)
             kept = s > s.amax(dim=-1, keepdim=True) * torch.finfo(y.dtype).eps * max(y.shape[-2:])
             polar: Tensor = (u * kept[..., None, :].to(y.dtype)) @ vt
             return polar
         x = y if self.dtype is None else y.to(getattr(torch, self.dtype))
-        size = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+        size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
         x = x / torch.where(size > 0, size, torch.ones_like(size))
         a, b, c = QUINTIC
         for _ in range(self.steps):
             gram = x @ x.mT
-            x = a * x + (b * gram + c * (gram @ gram)) @ x if self.method == "quintic" else 1.5 * x - 0.5 * (gram @ x)
+            if self.method == "quintic":
+                x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            else:
+                x = torch.baddbmm(x, gram, x, beta=1.5, alpha=-0.5)
         return x.to(y.dtype)
 
     def norm(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class eigenbasis:
 
         D = V̂^(1/4), V ← β₂ V + (1 - β₂) (Q_Aᵀ G Q_B)²           scaled; else D = 1
 
-    beta: of the means A and B. beta2, eps: as in `entrywise`, of V.
+    scaled: whether D is. beta: of the means A and B. beta2, eps: as in `entrywise`, of V.
     every: bases are renewed every so many steps, first in the first one.
 
     Differences from the papers: eigenvectors by a full decomposition, not by one step of a QR iteration; V is kept when

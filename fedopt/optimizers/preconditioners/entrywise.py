@@ -21,7 +21,7 @@ class entrywise:
         V ← β₂ V + (1 - β₂) g²,  V̂ = V / (1 - β₂ᵗ)          mean = "ema"
         V ← V + g²,              V̂ = V                      mean = "sum"
 
-    power: p: 1/4 is Adam and AdaGrad, 1/6 MADGRAD, 1/2 Adam-SANIA.
+    mean: of the squares, as above. power: p: 1/4 is Adam and AdaGrad, 1/6 MADGRAD, 1/2 Adam-SANIA.
     beta2: β₂. eps: ε in D² = V̂^(2p) + ε. damped: `before`: ε is added before the bias is corrected,
         D² = (V^(2p) + ε) / (1 - β₂ᵗ)^(2p).
     frozen_step: t = 1 for good, as the authors' release of MuAdam has it by mistake.

@@ -30,7 +30,7 @@ class kronecker:
     A and B begin as 0; ε I is added to them, and exponential means are divided by 1 - βᵗ, where they are used. In the
     first step of "kl" the inverses are I.
 
-    power: p: 1/4 is Shampoo; 1/2 for one side alone. one_sided: B = I.
+    power: p: 1/4 is Shampoo; 1/2 for one side alone. one_sided: B = I. statistics: as above. beta: β. eps: ε.
     every: A and B are taken into the step every so many steps, first in the first one.
 
     Differences from the papers: eigenvalues in place of iterative roots.

@@ -1,0 +1,66 @@
+"""Kronecker factors from the gradients: running means in place of Shampoo's sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pydantic
+
+from fedopt.optimizers import Inner
+from fedopt.optimizers._matrices import ROWS, VECTORS, Scale, combined
+from fedopt.optimizers.norms.frobenius import frobenius
+from fedopt.optimizers.preconditioned import preconditioned
+from fedopt.optimizers.preconditioners.kronecker import kronecker
+from fedopt.registry import declare
+from fedopt.schedules import Scalar
+
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+@declare(
+    reference="Veprikov et al. 2025, Preconditioned Norms, arXiv 2510.10777, table 1 (K-FAC); Martens, Grosse "
+    "2015, arXiv 1503.05671, for the factors of activations"
+)
+@combined
+@dataclass(frozen=True)
+class kfac:
+    """Kronecker factors from the gradients: running means in place of Shampoo's sums.
+
+        A ← β A + (1 - β) G Gᵀ,  B ← β B + (1 - β) Gᵀ G;  x ← (1 - η λ) x - η c (Â + ε I)^(-p) m̂ (B̂ + ε I)^(-p)
+
+    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p. eps: ε. every: roots are renewed every so many steps.
+    scale: c. weight_decay: λ.
+    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+
+    *Differences from Martens and Grosse*: the factors are of gradients of the batch, not of activations and of
+    gradients at the outputs, which a gradient does not tell apart.
+    """
+
+    lr: Scalar = 1e-2
+    beta1: Scalar = 0.9
+    beta: Share = 0.99
+    power: Positive = 0.25
+    eps: Positive = 1e-8
+    every: Count = 10
+    scale: Scale = "none"
+    weight_decay: Scalar = 0.0
+    vectors: Inner = VECTORS
+    rows: int = ROWS
+    apart: tuple[str, ...] = ()
+
+    def form(self) -> preconditioned:
+        """The combination of a norm and a preconditioner that this is."""
+        return preconditioned(
+            lr=self.lr,
+            norm=frobenius(normalise=False),
+            preconditioner=kronecker("ema", self.power, beta=self.beta, eps=self.eps, every=self.every),
+            nesterov=False,
+            bias_correction=True,
+            scale=self.scale,
+            vectors=self.vectors,
+            rows=self.rows,
+            apart=self.apart,
+        )

@@ -1,0 +1,62 @@
+"""Shampoo: a root of the summed second moments on each side of a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pydantic
+
+from fedopt.optimizers import Inner
+from fedopt.optimizers._matrices import ROWS, VECTORS, Scale, combined
+from fedopt.optimizers.norms.frobenius import frobenius
+from fedopt.optimizers.preconditioned import preconditioned
+from fedopt.optimizers.preconditioners.kronecker import kronecker
+from fedopt.registry import declare
+from fedopt.schedules import Scalar
+
+Positive = Annotated[float, pydantic.Field(gt=0)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+
+
+@declare(
+    reference="Gupta, Koren, Singer 2018, Shampoo: Preconditioned Stochastic Tensor Optimization, arXiv "
+    "1802.09568, algorithm 1"
+)
+@combined
+@dataclass(frozen=True)
+class shampoo:
+    """Shampoo: a root of the summed second moments on each side of a matrix.
+
+        A ← A + G Gᵀ,  B ← B + Gᵀ G;  x ← (1 - η λ) x - η c (A + ε I)^(-1/4) m̂ (B + ε I)^(-1/4)
+
+    lr: η. beta1: of m, see `preconditioned`; 0 is the paper. eps: ε. every: roots are renewed every so many steps.
+    scale: c. weight_decay: λ.
+    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+
+    *Differences from the paper*: for matrices, a kernel being one; eigenvalues in place of iterative roots.
+    """
+
+    lr: Scalar = 1e-2
+    beta1: Scalar = 0.9
+    eps: Positive = 1e-8
+    every: Count = 10
+    scale: Scale = "none"
+    weight_decay: Scalar = 0.0
+    vectors: Inner = VECTORS
+    rows: int = ROWS
+    apart: tuple[str, ...] = ()
+
+    def form(self) -> preconditioned:
+        """The combination of a norm and a preconditioner that this is."""
+        return preconditioned(
+            lr=self.lr,
+            norm=frobenius(normalise=False),
+            preconditioner=kronecker(statistics="sum", power=0.25, eps=self.eps, every=self.every),
+            nesterov=False,
+            bias_correction=True,
+            scale=self.scale,
+            vectors=self.vectors,
+            rows=self.rows,
+            apart=self.apart,
+        )
