@@ -29,11 +29,12 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 class kfac:
     """Kronecker factors from the gradients: running means in place of Shampoo's sums.
 
-        A ← β A + (1 - β) G Gᵀ,  B ← β B + (1 - β) Gᵀ G;  x ← (1 - η λ) x - η c (Â + ε I)^(-p) m̂ (B̂ + ε I)^(-p)
+        A ← β A + (1 - β) G Gᵀ,  B ← β B + (1 - β) Gᵀ G
+        x ← (1 - η λ) x - η c (Â + ε Λ I)^(-p) m̂ (B̂ + ε Λ I)^(-p)
 
-    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p. eps: ε. every: roots are renewed every so many steps.
-    scale: c. weight_decay: λ.
-    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p. eps: ε, times the largest eigenvalue Λ. every:
+    roots are renewed every so many steps. scale: c. weight_decay: λ. vectors, rows, apart: other parameters and
+    their optimizer, see `preconditioned`.
 
     *Differences from Martens and Grosse*: the factors are of gradients of the batch, not of activations and of
     gradients at the outputs, which a gradient does not tell apart.
@@ -43,7 +44,7 @@ class kfac:
     beta1: Scalar = 0.9
     beta: Share = 0.99
     power: Positive = 0.25
-    eps: Positive = 1e-8
+    eps: Positive = 1e-6
     every: Count = 10
     scale: Scale = "none"
     weight_decay: Scalar = 0.0

@@ -29,10 +29,11 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 class kl_shampoo:
     """Shampoo whose two factors each take the other one into account.
 
-        A ← β A + (1 - β) G B⁻¹ Gᵀ,  B ← β B + (1 - β) Gᵀ A⁻¹ G;  x ← (1 - η λ) x - η c (Â + ε I)^(-p) m̂ (B̂ + ε I)^(-p)
+        A ← β A + (1 - β) G B⁻¹ Gᵀ,  B ← β B + (1 - β) Gᵀ A⁻¹ G
+        x ← (1 - η λ) x - η c (Â + ε Λ I)^(-p) m̂ (B̂ + ε Λ I)^(-p)
 
-    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p; 1/4 is the one of Veprikov et al. 2025. eps: ε. every:
-    roots are renewed every so many steps. scale: c. weight_decay: λ.
+    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p; 1/4 is the one of Veprikov et al. 2025. eps: ε,
+    times the largest eigenvalue Λ. every: roots are renewed every so many steps. scale: c. weight_decay: λ.
     vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
 
     *Differences from the paper*: the factors are not divided by the numbers of rows and columns; full decompositions.
@@ -42,7 +43,7 @@ class kl_shampoo:
     beta1: Scalar = 0.9
     beta: Share = 0.95
     power: Positive = 0.5
-    eps: Positive = 1e-8
+    eps: Positive = 1e-4
     every: Count = 10
     scale: Scale = "none"
     weight_decay: Scalar = 0.0

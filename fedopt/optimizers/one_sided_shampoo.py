@@ -28,18 +28,18 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 class one_sided_shampoo:
     """Shampoo with one side alone.
 
-        A ← A + G Gᵀ;  x ← (1 - η λ) x - η c (A + ε I)^(-1/2) m̂
+        A ← A + G Gᵀ;  x ← (1 - η λ) x - η c (A + ε Λ I)^(-1/2) m̂
 
-    lr: η. beta1: of m, see `preconditioned`. eps: ε. every: the root is renewed every so many steps. scale: c.
-    weight_decay: λ.
-    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+    lr: η. beta1: of m, see `preconditioned`. eps: ε, times the largest eigenvalue Λ. every: the root is renewed
+    every so many steps. scale: c. weight_decay: λ. vectors, rows, apart: other parameters and their optimizer, see
+    `preconditioned`.
 
     *Differences from the paper*: momentum is an addition, 0 in the paper.
     """
 
     lr: Scalar = 1e-2
     beta1: Scalar = 0.9
-    eps: Positive = 1e-8
+    eps: Positive = 1e-6
     every: Count = 10
     scale: Scale = "none"
     weight_decay: Scalar = 0.0

@@ -53,16 +53,15 @@ class schedule_free:
     def update(self, grads: Named, state: State, params: Named, hyper: Named) -> tuple[Named, State]:
         """One step with gradients at y; `hyper` holds lr, beta1, beta2, eps and weight_decay."""
         h, y, step = at_params(hyper, params), self.ahead(state, params, hyper), state["step"] + 1
-        after: State = {"step": step}
-        u = grads
+        u, moments = grads, {}
         if self.base == "adamw":
             v = {name: h["beta2"] * v + (1 - h["beta2"]) * grads[name] ** 2 for name, v in state["v"].items()}
             root = (1 - h["beta2"] ** step).sqrt()
             u = {name: g / (v[name].sqrt() / root + h["eps"]) for name, g in grads.items()}
-            after["v"] = v
+            moments = {"v": v}
         lr = h["lr"] * (torch.clamp(step / self.warmup, max=1.0) if self.warmup else 1.0)
         weight = state["weight"] + lr**2
         share = torch.where(weight > 0, lr**2 / torch.where(weight > 0, weight, torch.ones_like(weight)), weight)
         z = {name: z - lr * u[name] - lr * h["weight_decay"] * y[name] for name, z in state["z"].items()}
         new = {name: (1 - share) * x + share * z[name] for name, x in params.items()}
-        return new, {**after, "weight": weight, "z": z}
+        return new, {"step": step, "weight": weight, "z": z, **moments}

@@ -28,18 +28,18 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 class shampoo:
     """Shampoo: a root of the summed second moments on each side of a matrix.
 
-        A ← A + G Gᵀ,  B ← B + Gᵀ G;  x ← (1 - η λ) x - η c (A + ε I)^(-1/4) m̂ (B + ε I)^(-1/4)
+        A ← A + G Gᵀ,  B ← B + Gᵀ G;  x ← (1 - η λ) x - η c (A + ε Λ I)^(-1/4) m̂ (B + ε Λ I)^(-1/4)
 
-    lr: η. beta1: of m, see `preconditioned`; 0 is the paper. eps: ε. every: roots are renewed every so many steps.
-    scale: c. weight_decay: λ.
-    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+    lr: η. beta1: of m, see `preconditioned`; 0 is the paper. eps: ε, times the largest eigenvalue Λ. every: roots
+    are renewed every so many steps. scale: c. weight_decay: λ. vectors, rows, apart: other parameters and their
+    optimizer, see `preconditioned`.
 
     *Differences from the paper*: for matrices, a kernel being one; eigenvalues in place of iterative roots.
     """
 
     lr: Scalar = 1e-2
     beta1: Scalar = 0.9
-    eps: Positive = 1e-8
+    eps: Positive = 1e-6
     every: Count = 10
     scale: Scale = "none"
     weight_decay: Scalar = 0.0

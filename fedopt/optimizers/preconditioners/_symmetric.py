@@ -1,9 +1,11 @@
-"""Functions of symmetric positive matrices."""
+"""Functions of symmetric positive matrices, found in float64: small eigenvalues are what counts in them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+APART = 1e-4
 
 
 def identity(x: Tensor, side: int) -> Tensor:
@@ -12,13 +14,34 @@ def identity(x: Tensor, side: int) -> Tensor:
 
 
 def power(a: Tensor, exponent: float, eps: float) -> Tensor:
-    """(A + ε I)^exponent, negative eigenvalues, which are rounding, taken for 0."""
-    values, vectors = torch.linalg.eigh(a)
-    found: Tensor = (vectors * (values.clamp(min=0.0) + eps) ** exponent) @ vectors.mT
+    """(A + ε λ_max(A) I)^exponent, negative eigenvalues, which are rounding, taken for 0; I for A = 0."""
+    values, vectors = torch.linalg.eigh(a.double())
+    damped = values.clamp(min=0.0) + eps * values[..., -1:].clamp(min=0.0)
+    damped = torch.where(damped > 0, damped, torch.ones_like(damped))
+    found: Tensor = ((vectors * damped**exponent) @ vectors.mT).to(a.dtype)
     return found
 
 
 def basis(a: Tensor) -> Tensor:
-    """Eigenvectors as columns, by eigenvalues that grow."""
-    vectors: Tensor = torch.linalg.eigh(a).eigenvectors
+    """Eigenvectors as columns, by eigenvalues that grow.
+
+    A share `APART` of the trace is added to the diagonal, growing along it, so that a matrix without full rank has one
+    basis, too, and not whichever rounding chooses.
+    """
+    n, whole = a.shape[-1], a.double()
+    ramp = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=a.device)
+    apart = APART * whole.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None] * ramp
+    vectors: Tensor = torch.linalg.eigh(whole + torch.diag_embed(apart)).eigenvectors.to(a.dtype)
     return vectors
+
+
+def due(step: Tensor, every: int) -> Tensor:
+    """Whether what is made of the statistics is renewed: each of the first `every` steps, then once in as many."""
+    found: Tensor = (step < every) | (step % every == 0)
+    return found
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """X Y, rounded once."""
+    found: Tensor = (x.double() @ y.double()).to(x.dtype)
+    return found

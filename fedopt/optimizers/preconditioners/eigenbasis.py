@@ -13,6 +13,9 @@ from fedopt.optimizers.preconditioners import _symmetric
 from fedopt.registry import declare
 from fedopt.types import Named
 
+ROUNDING = 100.0
+"""Times the machine's precision and the largest entry: what is no larger is rounding."""
+
 
 @declare(
     reference="Vyas et al. 2024, SOAP: Improving and Stabilizing Shampoo using Adam, arXiv 2409.11321, algorithm 3; "
@@ -25,10 +28,10 @@ class eigenbasis:
         D = V̂^(1/4), V ← β₂ V + (1 - β₂) (Q_Aᵀ G Q_B)²           scaled; else D = 1
 
     scaled: whether D is. beta: of the means A and B. beta2, eps: as in `entrywise`, of V.
-    every: bases are renewed every so many steps, first in the first one.
+    every: bases are renewed in each of so many first steps, then once in as many.
 
-    Differences from the papers: eigenvectors by a full decomposition, not by one step of a QR iteration; V is kept when
-    the bases turn, as in SOAP.
+    Differences from the papers: entries of a turned matrix that are rounding are taken for 0; eigenvectors by a
+    full decomposition, not by one step of a QR iteration; V is kept when the bases turn, as in SOAP.
     """
 
     scaled: bool = True
@@ -45,18 +48,24 @@ class eigenbasis:
         return {**zeros, **sides, "step": step, **({"v": torch.zeros_like(x)} if self.scaled else {})}
 
     def update(self, state: Named, g: Tensor) -> Named:
-        due, new = (state["step"] % self.every) == 0, {"step": state["step"] + 1}
-        new["a"] = self.beta * state["a"] + (1.0 - self.beta) * (g @ g.mT)
-        new["b"] = self.beta * state["b"] + (1.0 - self.beta) * (g.mT @ g)
+        due = _symmetric.due(state["step"], self.every)
+        new = {
+            "a": self.beta * state["a"] + (1.0 - self.beta) * _symmetric.product(g, g.mT),
+            "b": self.beta * state["b"] + (1.0 - self.beta) * _symmetric.product(g.mT, g),
+        }
         new["left"] = torch.where(due, _symmetric.basis(new["a"]), state["left"])
         new["right"] = torch.where(due, _symmetric.basis(new["b"]), state["right"])
+        new["step"] = state["step"] + 1
         if self.scaled:
             turned = new["left"].mT @ g @ new["right"]
             new["v"] = self.beta2 * state["v"] + (1.0 - self.beta2) * turned.square()
         return new
 
     def inward(self, state: Named, y: Tensor) -> Tensor:
-        return self._scaled(state, state["left"].mT @ y @ state["right"])
+        turned = state["left"].mT @ y @ state["right"]
+        # where a gradient made the bases it is diagonal in them: what rounding leaves beside it has no sign to go by
+        rounding = ROUNDING * torch.finfo(y.dtype).eps * turned.abs().amax()
+        return self._scaled(state, torch.where(turned.abs() > rounding, turned, torch.zeros_like(turned)))
 
     def outward(self, state: Named, t: Tensor) -> Tensor:
         return state["left"] @ self._scaled(state, t) @ state["right"].mT

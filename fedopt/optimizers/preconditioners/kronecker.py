@@ -27,11 +27,11 @@ class kronecker:
         A ← β A + (1 - β) G Gᵀ,           B ← β B + (1 - β) Gᵀ G                 "ema"
         A ← β A + (1 - β) G B⁻¹ Gᵀ,       B ← β B + (1 - β) Gᵀ A⁻¹ G             "kl", both from the old A and B
 
-    A and B begin as 0; ε I is added to them, and exponential means are divided by 1 - βᵗ, where they are used. In the
-    first step of "kl" the inverses are I.
+    A and B begin as 0; ε λ_max I is added to them, and exponential means are divided by 1 - βᵗ, where they are
+    used. In the first step of "kl" the inverses are I.
 
     power: p: 1/4 is Shampoo; 1/2 for one side alone. one_sided: B = I. statistics: as above. beta: β. eps: ε.
-    every: A and B are taken into the step every so many steps, first in the first one.
+    every: A and B are taken into the step in each of so many first steps, then once in as many.
 
     Differences from the papers: eigenvalues in place of iterative roots.
     """
@@ -40,7 +40,7 @@ class kronecker:
     power: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.25
     one_sided: bool = False
     beta: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.99
-    eps: Annotated[float, pydantic.Field(gt=0)] = 1e-8
+    eps: Annotated[float, pydantic.Field(gt=0)] = 1e-6
     every: Annotated[int, pydantic.Field(ge=1)] = 10
 
     def init(self, x: Tensor) -> Named:
@@ -60,11 +60,11 @@ class kronecker:
             if b is not None:
                 between[0] = torch.where(first, g, g @ _symmetric.power(b / seen, -1.0, self.eps))
             between[1] = torch.where(first, g.mT, g.mT @ _symmetric.power(a / seen, -1.0, self.eps))
-        new = {"a": keep * a + share * (between[0] @ g.mT)}
+        new = {"a": keep * a + share * _symmetric.product(between[0], g.mT)}
         if b is not None:
-            new["b"] = keep * b + share * (between[1] @ g)
+            new["b"] = keep * b + share * _symmetric.product(between[1], g)
         whole = 1.0 - self.beta**step if self.statistics != "sum" else torch.ones_like(step)
-        due = (state["step"] % self.every) == 0
+        due = _symmetric.due(state["step"], self.every)
         for name, root in (("a", "left"), ("b", "right")):
             if name in new:
                 fresh = _symmetric.power(new[name] / whole, -0.5 * self.power, self.eps)
