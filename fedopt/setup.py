@@ -453,7 +453,8 @@ def _strategy(config: Config) -> Strategy:
         parts["optimizer"] = optimizers.build(config.optimizer.name, config.optimizer.options)
     if "server" in wants:
         server = section.server or configs.Component.model_validate({"name": "sgd", "lr": 1.0})
-        parts["server"] = optimizers.build(server.name, server.options, "strategy.server")
+        step = optimizers.build(server.name, server.options, "strategy.server")
+        parts["server"] = optimizers.at_server(step, "strategy.server")
     if "codec" in wants:
         parts["codec"] = _codec(config)
     if "broadcast" in wants:

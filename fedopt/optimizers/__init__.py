@@ -98,6 +98,17 @@ def asks(optimizer: Optimizer) -> frozenset[str]:
     return frozenset(getattr(optimizer, "asks", ()))
 
 
+def at_server(optimizer: Optimizer, where: str) -> Optimizer:
+    """The optimizer, where a server may use it, which has an aggregate alone. Raises ConfigError if not."""
+    if hasattr(optimizer, "ahead") or asks(optimizer):
+        raise ConfigError(
+            f"{where}.name",
+            f"{type(optimizer).__name__} evaluates gradients or losses at points of its own, which a server cannot; it"
+            " is for clients",
+        )
+    return optimizer
+
+
 def advance(
     optimizer: Optimizer, oracle: Oracle, state: State, params: Named, hyper: Named
 ) -> tuple[Named, State, Named, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedopt.optimizers import build
+from fedopt.optimizers import at_server, build
 from fedopt.registry import ConfigError
 
 
@@ -54,3 +54,12 @@ def test_refused(name: str, options: dict[str, Any], where: str, message: str) -
 def test_where_names_the_section() -> None:
     with pytest.raises(ConfigError, match=r"^server\.lr: "):
         build("adam", {"lr": -1}, where="server")
+
+
+def test_a_server_has_an_aggregate_and_nothing_else() -> None:
+    with pytest.raises(
+        ConfigError, match=r"strategy\.server\.name: schedule_free evaluates gradients or losses at points"
+    ):
+        at_server(build("schedule_free", {}), "strategy.server")
+    muon = build("muon", {})
+    assert at_server(muon, "strategy.server") is muon

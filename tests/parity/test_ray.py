@@ -21,6 +21,7 @@ from fedopt.problem import Problem
 from fedopt.registry import facts
 from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, Exchange
+from tests.families import few
 
 SIZES = (7, 5, 9, 4, 6, 12, 3, 8, 5)
 ROUNDS = 5
@@ -102,7 +103,7 @@ def assert_close(got: Played, wanted: Played) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=["float32", "float64"]
 )
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", few(STRATEGIES))
 def test_serial_inside_has_the_bits_of_serial(ray: Ray, strategy: str, dtype: torch.dtype) -> None:
     problem = problem_for(strategy, dtype)
     made = composed(strategy, problem)

@@ -33,6 +33,7 @@ from fedopt.surveyed import Surveyed
 from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, FedoptError, Silence, Strategy
 from fedopt.wire.payload_pb2 import Up
+from tests.families import few
 
 SIZES = (7, 5, 9, 4, 6, 12, 3, 8, 5)
 ROUNDS = 4
@@ -106,7 +107,7 @@ def compared(strategy: Strategy, problem: Problem, folder: Path | None = None) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", horizontal())
+@pytest.mark.parametrize("name", few(horizontal()))
 def test_every_strategy(name: str, dtype: torch.dtype) -> None:
     problem = problem_for(name, dtype)
     compared(compose(name, lr=0.1, batches=BATCHES, participation=selection(count=min(6, problem.clients))), problem)

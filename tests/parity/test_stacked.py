@@ -23,6 +23,7 @@ from fedopt.problem import Problem
 from fedopt.registry import ConfigError, facts
 from fedopt.testing.strategies import Played, compose, horizontal, play, small_federation, small_problem
 from fedopt.types import Batches, Exchange, Optimizer, Participation
+from tests.families import few
 
 SIZES = (7, 5, 9, 4, 6)
 ROUNDS = 3
@@ -152,12 +153,12 @@ def test_every_strategy(strategy: str, dtype: torch.dtype) -> None:
     both(problem_for(strategy, "mlp", dtype), strategy, looser=looser)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", few(STRATEGIES))
 def test_every_strategy_with_another_number_of_steps_than_batches(strategy: str) -> None:
     both(problem_for(strategy, "mlp"), strategy, batches=Batches(size=4, steps=3))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", few(STRATEGIES))
 def test_evaluation_on_clients(strategy: str) -> None:
     problem = problem_for(strategy, "mlp")
     made = compose(strategy, batches=BATCHES)
@@ -254,7 +255,7 @@ def test_micro_cohorts(strategy: str, width: int | None) -> None:
     agree(runs[0], play(problem, made, ROUNDS))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", few(STRATEGIES))
 def test_graphs_give_the_bits_of_the_eager_run(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_for(strategy, "mlp")
     made = compose(strategy, lr=0.1, batches=BATCHES)

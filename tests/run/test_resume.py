@@ -16,6 +16,7 @@ from fedopt.engine import memory
 from fedopt.engine.checkpoint import load_checkpoint, newest
 from fedopt.registry import ConfigError, facts, parameters
 from fedopt.testing.strategies import horizontal
+from tests.families import few
 
 Small = Callable[..., dict[str, Any]]
 Same = Callable[[Path, Path], None]
@@ -46,7 +47,7 @@ def for_strategy(document: dict[str, Any], name: str) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("name", horizontal())
+@pytest.mark.parametrize("name", few(horizontal()))
 @pytest.mark.parametrize("stopped", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_stopped_and_resumed_equals_uninterrupted(
     name: str, stopped: int, small: Small, same: Same, tmp_path: Path

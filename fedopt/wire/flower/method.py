@@ -96,7 +96,7 @@ def strategy(
         participation=selection(),
         aggregator=built,
         optimizer=cast(Optimizer, local),  # without one, nobody is told its numbers
-        server=optimizers.build(step_name, step, "server"),
+        server=optimizers.at_server(optimizers.build(step_name, step, "server"), "server"),
         batches=batches,
         weighting=weighting,
     )
