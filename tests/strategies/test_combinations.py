@@ -19,6 +19,7 @@ from fedopt.types import Batches, FedoptError, Rule
 from tests.families import few
 
 NAMES = horizontal()
+TWO = ("aeg", "olga")
 AVERAGING = [name for name in NAMES if "aggregator" in registry.wants(name)]
 ATTACKERS = torch.tensor([1, 4])
 SIZES = (5, 3, 6, 4, 5, 3, 4, 6, 5, 3, 4, 5)
@@ -70,13 +71,13 @@ def withstands(made: Any, adversary: Adversary) -> None:
 
 
 @pytest.mark.parametrize(("rule", "options"), RULES, ids=str)
-@pytest.mark.parametrize("strategy", few(AVERAGING))
+@pytest.mark.parametrize("strategy", few(AVERAGING, TWO))
 def test_rule(strategy: str, rule: str, options: dict[str, Any]) -> None:
     withstands(compose(strategy, lr=0.05, aggregator=rule_for(rule, options)), adversary_of("sign_flip", {}))
 
 
 @pytest.mark.parametrize(("attack", "options"), ATTACKS, ids=str)
-@pytest.mark.parametrize("strategy", few(NAMES))
+@pytest.mark.parametrize("strategy", few(NAMES, TWO))
 def test_attack(strategy: str, attack: str, options: dict[str, Any]) -> None:
     made, adversary = compose(strategy, lr=0.05), adversary_of(attack, options)
     if strategy == "ropo" and "outcome" in adversary.groups[0].attack.asks:
@@ -93,7 +94,7 @@ def test_rule_and_attack(rule: str, options: dict[str, Any], attack: str, given:
 
 
 @pytest.mark.parametrize("scope", ["mean", "trimmed_mean"])
-@pytest.mark.parametrize("strategy", few(AVERAGING))
+@pytest.mark.parametrize("strategy", few(AVERAGING, TWO))
 def test_an_attack_that_changes_nothing(strategy: str, scope: str) -> None:
     """The way through the adversary (rows, then the mean) ends where the way without one does."""
     made = compose(strategy, aggregator=aggregators.build(scope, {} if scope == "mean" else {"f": 1}))
@@ -106,7 +107,7 @@ def test_an_attack_that_changes_nothing(strategy: str, scope: str) -> None:
     torch.testing.assert_close(attacked.params, plain.params, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("strategy", few(AVERAGING))
+@pytest.mark.parametrize("strategy", few(AVERAGING, TWO))
 def test_an_attack_with_numbers_that_are_none_is_rejected(strategy: str) -> None:
     broken = attacks.build("sign_flip", {})._replace(vectors=lambda seen, b, **offers: seen * torch.inf)
     adversary = Adversary((Group(broken, ATTACKERS),))
@@ -119,7 +120,7 @@ def test_an_attack_with_numbers_that_are_none_is_rejected(strategy: str) -> None
     assert torch.isfinite(played.params).all()
 
 
-@pytest.mark.parametrize("strategy", few(AVERAGING))
+@pytest.mark.parametrize("strategy", few(AVERAGING, TWO))
 def test_nobody_answers_under_an_attack(strategy: str) -> None:
     adversary = Adversary((Group(attacks.build("sign_flip", {}), ATTACKERS),))
     problem = small_problem(small_federation(SIZES))
