@@ -44,6 +44,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "initial_accumulator": (0.0, math.inf),
     "momentum": (0.0, 1.0),
     "dampening": (0.0, 1.0),
+    "threshold": (0.0, math.inf),
+    "alpha": (0.0, 1.0),
     "beta1": (0.0, 1.0),
     "beta2": (0.0, 1.0),
 }

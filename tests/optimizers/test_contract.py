@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "normalised_sgd": [{"over": "all", "nesterov": True}, {"momentum": 0.0}],
     "schedule_free": [{"base": "sgd", "lr": 0.1, "warmup": 3}],
     "muon": [{"ns": "svd", "nesterov": False, "scale": "rms", "vectors": {"name": "sgd", "lr": 0.1, "momentum": 0.9}}],
+    "clip_sgd": [{"lr": 0.1, "threshold": 0.5, "momentum": 0.9, "average": True, "weight_decay": 0.1}],
     "alias": [
         {"option": "I", "same_sample": False, "momentum": 0.9, "evidence": "grad_sign", "weight_decay": 0.1},
         {"option": "I", "norm_swap": True, "same_sample": False, "eta_0": 0.0, "per_tensor": True},
