@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedopt import schedules
 from fedopt.optimizers import advance, as_torch, asks, build, hyper, hyper_parameters, registry, scalar_fields
+from fedopt.registry import facts
 from fedopt.types import FedoptError, Named, Optimizer
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -48,12 +49,17 @@ def cases() -> list[Any]:
     found = []
     for name in registry.names():
         required = {o.name: 0.05 for o in registry.options(name).values() if o.required}
+        required = dict(facts(registry.get(name)).get("examples", (required,))[0])
         for index, options in enumerate([required, *VARIANTS.get(name, [])]):
             found.append(pytest.param(name, options, id=f"{name}-{index}"))
     return found
 
 
 every = pytest.mark.parametrize(("name", "options"), cases())
+rated = pytest.mark.parametrize(
+    ("name", "options"), [case for case in cases() if "lr" in registry.options(str(case.values[0]))]
+)
+"""Those with a learning rate of their own, and not of an optimizer within."""
 
 SHAPES = {"w": (3, 2), "b": (2,), "s": ()}
 
@@ -231,7 +237,7 @@ def test_facade_state_dict_round_trip_continues_identically(name: str, options: 
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
-@every
+@rated
 def test_a_schedule_is_read_at_the_round(name: str, options: dict[str, Any]) -> None:
     table = {"schedule": "linear", "start": 0.2, "end": 0.0, "rounds": 4}
     scheduled = build(name, {**options, "lr": table})
@@ -245,7 +251,7 @@ def test_a_schedule_is_read_at_the_round(name: str, options: dict[str, Any]) -> 
         params, state = got, after
 
 
-@every
+@rated
 def test_facade_advances_its_own_schedule_with_each_step(name: str, options: dict[str, Any]) -> None:
     table = {"schedule": "linear", "start": 0.2, "end": 0.0, "rounds": 4}
     scheduled = build(name, {**options, "lr": table})
@@ -263,7 +269,7 @@ def test_facade_advances_its_own_schedule_with_each_step(name: str, options: dic
 @every
 def test_hyper_parameters_are_scalars_of_the_wanted_dtype(name: str, options: dict[str, Any]) -> None:
     optimizer = build(name, options)
-    assert "lr" in scalar_fields(type(optimizer))
+    assert ("lr" in scalar_fields(type(optimizer))) == ("lr" in registry.options(name))
     for dtype in (torch.float32, torch.float64):
         for field, h in hyper_parameters(optimizer, 3, dtype).items():
             assert h.shape == () and h.dtype == dtype

@@ -94,7 +94,9 @@ def tiny(name: str, dtype: torch.dtype, pooled: bool = False, **options: Any) ->
 
 def optimizer_of(name: str, **given: Any) -> Optimizer:
     known = optimizers.registry.options(name)
-    return optimizers.build(name, {option: value for option, value in {"lr": 0.05, **given}.items() if option in known})
+    example = facts(optimizers.registry.get(name)).get("examples", ({},))[0]
+    fitting = {option: value for option, value in {"lr": 0.05, **given}.items() if option in known}
+    return optimizers.build(name, {**example, **fitting})
 
 
 def problem_for(strategy: str, model: str, dtype: torch.dtype = torch.float64, **options: Any) -> Problem:
