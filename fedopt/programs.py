@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from fedopt import keys
 from fedopt.data import Split, draw
-from fedopt.optimizers import advance
+from fedopt.optimizers import Grouped, advance, groups_of
 from fedopt.problem import Problem
+from fedopt.registry import ConfigError
 from fedopt.types import Batch, Client, ClientProgram, Exchange, Named, Optimizer, Programs, Uplink
 
 Correction = Callable[[Client, Named, Named], Named]
@@ -55,6 +56,52 @@ def sgd_step(
     return grads, loss, buffers
 
 
+def grouped_step(
+    problem: Problem,
+    client: Client,
+    params: Named,
+    buffers: Named,
+    batch: Batch,
+    count: Tensor,
+    weights: Callable[[Tensor], Tensor],
+    groups: int,
+) -> tuple[Grouped, Named]:
+    """The batch with a weight for each class, and new buffers; see `sgd_step`."""
+    mask = batch["mask"].to(problem.dtype)
+    samples = mask.sum()
+    of_class = weights(samples)
+
+    def weighted(params: Named, buffers: Named) -> tuple[Tensor, tuple[Tensor, Named]]:
+        outputs, buffers = problem.network.train(params, buffers, batch["x"], keys.fold(client.key, "step", count))
+        each = problem.per_sample(outputs, batch["y"]) * mask
+        return (of_class.to(each.dtype)[batch["y"]] * each).sum(), (each.detach(), buffers)
+
+    grads, (_, (each, buffers)) = grad_and_value(weighted, has_aux=True)(params, buffers)
+    losses = torch.zeros(groups, dtype=each.dtype, device=each.device).index_add(0, batch["y"], each)
+    return Grouped(grads, losses.sum() / samples.clamp(min=1.0), losses, samples), buffers
+
+
+def by_class(problem: Problem, optimizer: Optimizer) -> int:
+    """How many groups of samples the optimizer weights, 0 if it weights none.
+
+    Raises ConfigError where they are not the classes of the data.
+    """
+    groups = groups_of(optimizer)
+    if groups is None:
+        return 0
+    data = problem.data
+    if data.task != "classification" or data.splits["train"].y.dim() != 1:
+        raise ConfigError(
+            "optimizer.name",
+            f"'{type(optimizer).__name__}' weights classes of samples, and in these data a sample has no class",
+        )
+    if groups != data.classes:
+        raise ConfigError(
+            "optimizer.groups", f"one for each of the {data.classes} classes is needed; {groups} were given"
+        )
+    return groups
+
+
 def hyper(down: Named, prefix: str = HYPER) -> Named:
     """The optimizer's numbers among what was sent down."""
     return {name.removeprefix(prefix): value for name, value in down.items() if name.startswith(prefix)}
@@ -90,6 +137,7 @@ def training(
         uncorrected gradient.
     finish: the strategy's last word on the uplink.
     """
+    groups = by_class(problem, optimizer)
 
     def start(client: Client) -> Training:
         params, buffers = problem.unpack(model_of(client))
@@ -108,7 +156,14 @@ def training(
             seen.append((grads, buffers))
             return grads if correct is None else correct(client, point, grads), loss
 
-        params, state, _, loss = advance(optimizer, oracle, carry.optimizer, carry.params, hyper(client.down))
+        def weighted(point: Named, weights: Callable[[Tensor], Tensor]) -> Grouped:
+            found, buffers = grouped_step(problem, client, point, carry.buffers, batch, carry.steps, weights, groups)
+            seen.append((found.grads, buffers))
+            return found if correct is None else found._replace(grads=correct(client, point, found.grads))
+
+        params, state, _, loss = advance(
+            optimizer, oracle, carry.optimizer, carry.params, hyper(client.down), weighted if groups else None
+        )
         grads, buffers = seen[0]
         added = along(client, carry, grads, batch)
         samples = batch["mask"].to(problem.dtype).sum()

@@ -6,7 +6,8 @@ tensors (`hyper_parameters`), evaluated for the round by the server and sent wit
 choices, first values of the state) are fixed.
 
 Some ask for more than the gradient at the parameters, which `advance` gives them: the gradient at another point
-(`ahead`), the value of the loss, or the gradient of the same samples at a second point (`behind`).
+(`ahead`), the value of the loss, the gradient of the same samples at a second point (`behind`), or the losses of groups
+of samples, which they weight.
 
 A field that is the plain number 0 switches its term off for good (no momentum buffer is kept for `momentum = 0`), so
 `hyper` may carry other values than the fields, but cannot bring a term back that the field leaves out.
@@ -25,7 +26,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import pydantic
 import torch
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from fedopt import schedules
 from fedopt.registry import ConfigError, Registry, parameters
-from fedopt.types import Named, Optimizer, State
+from fedopt.types import FedoptError, Named, Optimizer, State
 
 registry = Registry("optimizers", __name__)
 
@@ -48,6 +49,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (0.0, 1.0),
     "beta1": (0.0, 1.0),
     "beta2": (0.0, 1.0),
+    "pi_lr": (0.0, math.inf),
+    "pi_decay": (0.0, math.inf),
 }
 """Lower bound (included) and upper bound (excluded) of the fields with a name that the whole room shares."""
 
@@ -95,9 +98,32 @@ Oracle = Callable[[Named], tuple[Named, Tensor]]
 """The gradient and the loss at a point, of one and the same batch each time it is called."""
 
 
+class Grouped(NamedTuple):
+    """What a batch of weighted samples says at a point."""
+
+    grads: Named
+    """Of Σ_i w_(g(i)) l_i."""
+    value: Tensor
+    """The mean loss, without weights."""
+    losses: Tensor
+    """Σ l_i by group `[c]`, without weights."""
+    samples: Tensor
+    """Of samples."""
+
+
+Groups = Callable[[Named, Callable[[Tensor], Tensor]], Grouped]
+"""`(point, weights)`: the same batch with a weight for each group; `weights(count)` gives them, `[c]`."""
+
+
 def asks(optimizer: Optimizer) -> frozenset[str]:
-    """What `update` has to be given beside the gradient: `value`, `before`."""
+    """What `update` has to be given beside the gradient: `value`, `before`, `group_loss`."""
     return frozenset(getattr(optimizer, "asks", ()))
+
+
+def groups_of(optimizer: Optimizer) -> int | None:
+    """How many groups of samples the optimizer weights, if it does."""
+    found: int | None = getattr(optimizer, "groups", None)
+    return found if "group_loss" in asks(optimizer) else None
 
 
 def at_server(optimizer: Optimizer, where: str) -> Optimizer:
@@ -112,22 +138,41 @@ def at_server(optimizer: Optimizer, where: str) -> Optimizer:
 
 
 def advance(
-    optimizer: Optimizer, oracle: Oracle, state: State, params: Named, hyper: Named
+    optimizer: Optimizer,
+    oracle: Oracle,
+    state: State,
+    params: Named,
+    hyper: Named,
+    groups: Groups | None = None,
 ) -> tuple[Named, State, Named, Tensor]:
     """One step with all that the optimizer asks for; (parameters, state, gradient, loss).
 
     An optimizer may have `ahead(state, params, hyper)`, the point where it wants the gradient in place of the
-    parameters; ask for `value`, the loss there; and ask for `before`, the gradient of the same batch at the point
-    `behind(state, params)`.
+    parameters; ask for `value`, the loss there; ask for `before`, the gradient of the same batch at the point
+    `behind(state, params)`; and ask for `group_loss`, the losses of its `groups`, which then count in the gradient by
+    `weights(state, hyper, count)`.
+
+    Raises FedoptError where groups are asked for and there are none.
     """
-    ahead = getattr(optimizer, "ahead", None)
-    grads, value = oracle(params if ahead is None else ahead(state, params, hyper))
+    asking: Any = optimizer
     asked = asks(optimizer)
     offers: dict[str, Any] = {}
+    point = asking.ahead(state, params, hyper) if hasattr(optimizer, "ahead") else params
+    if "group_loss" in asked:
+        if groups is None:
+            raise FedoptError(
+                f"optimizer '{type(optimizer).__name__}' weights groups of samples, and there are none here; choose"
+                " another optimizer.name, or strategy 'fedavg'"
+            )
+        seen = groups(point, lambda count: asking.weights(state, hyper, count))
+        grads, value = seen.grads, seen.value
+        offers |= {"group_loss": seen.losses, "count": seen.samples}
+    else:
+        grads, value = oracle(point)
     if "value" in asked:
         offers["value"] = value.detach()
     if "before" in asked:
-        offers["before"], _ = oracle(cast(Any, optimizer).behind(state, params))
+        offers["before"], _ = oracle(asking.behind(state, params))
     new, after = optimizer.update(grads, state, params, hyper, **offers)
     return new, after, grads, value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import NoneType
 from typing import Any, cast
 
@@ -42,8 +43,10 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         closure: as always in torch, forgets gradients, computes the loss and its gradients, and returns the loss. It is
             needed, and called at other points too, for optimizers that ask for more than the gradient where they are.
+            For one that weights groups of samples it returns the losses `[B]` and groups `[B]` of the samples, and
+            leaves gradients alone. Weights are those of the first group of parameters.
 
-        Raises FedoptError where it is needed and not given.
+        Raises FedoptError where it is needed and not given, or names a group that there is not.
         """
         pairs = [self._pair(group) for group in self.param_groups]
         if closure is None and any(hasattr(pair, "ahead") or asks(pair) for pair in pairs):
@@ -59,8 +62,12 @@ class TorchOptimizer(torch.optim.Optimizer):
             pair.ahead(state, x, h) if hasattr(pair, "ahead") else x
             for pair, state, x, h in zip(pairs, states, named, numbers, strict=True)
         ]
-        loss, grads = self._evaluated(closure, ahead if moves else None)
-        offers: list[dict[str, Any]] = [{"value": loss} if "value" in asks(pair) else {} for pair in pairs]
+        said: dict[str, Any] = {}
+        whole = closure
+        if closure is not None and "group_loss" in asks(pairs[0]):
+            whole = self._weighted(closure, partial(pairs[0].weights, states[0], numbers[0]), pairs[0].groups, said)
+        loss, grads = self._evaluated(whole, ahead if moves else None)
+        offers: list[dict[str, Any]] = [{"value": loss} if "value" in asks(pair) else dict(said) for pair in pairs]
         if any("before" in asks(pair) for pair in pairs):
             points = [
                 cast(Any, pair).behind(state, x) if "before" in asks(pair) else x
@@ -91,6 +98,33 @@ class TorchOptimizer(torch.optim.Optimizer):
             {str(i): torch.zeros_like(t) if t.grad is None else kept(t.grad) for i, t in enumerate(group["params"])}
             for group in self.param_groups
         ]
+
+    def _weighted(
+        self,
+        closure: Callable[[], Any],
+        weights: Callable[[Tensor], Tensor],
+        groups: int,
+        said: dict[str, Any],
+    ) -> Callable[[], Any]:
+        """A closure as torch knows it, for the weighted sum of the losses; it leaves in `said` what groups have."""
+
+        def evaluate() -> Tensor:
+            losses, of = closure()
+            if losses.dim() != 1 or of.shape != losses.shape or not 0 <= int(of.min()) <= int(of.max()) < groups:
+                raise FedoptError(
+                    f"the closure of {self.kind.__name__} returns the losses [B] and the groups [B] of samples, each"
+                    f" group below {groups}; shapes {list(losses.shape)} and {list(of.shape)} were given, with groups"
+                    f" from {int(of.min())} to {int(of.max())}"
+                )
+            count = torch.tensor(float(losses.numel()), dtype=losses.dtype, device=losses.device)
+            self.zero_grad()
+            (weights(count).to(losses.dtype)[of] * losses).sum().backward()
+            sums = torch.zeros(groups, dtype=losses.dtype, device=losses.device).index_add(0, of, losses.detach())
+            said.update(group_loss=sums, count=count)
+            mean: Tensor = losses.detach().mean()
+            return mean
+
+        return evaluate
 
     def _pair(self, group: dict[str, Any]) -> Any:
         return self.kind(**self.fixed, **{name: group[name] for name in self.fields})

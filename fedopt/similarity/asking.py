@@ -226,7 +226,7 @@ def of_clients(delta: float | None) -> tuple[Constant, ...]:
     return (Constant("delta", delta, "f", "clients"),)
 
 
-def asks(cls: C) -> C:
+def by_questions(cls: C) -> C:
     """A class with `wanted`, `begin` and `proceed` as a strategy: decorates it with the functions below."""
     for function in (programs, init, plan, absorb, model):
         setattr(cls, function.__name__, function)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedopt.registry import declare
 from fedopt.similarity import epochs
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.sampled import one_client
@@ -24,7 +24,7 @@ from fedopt.types import Batches, Optimizer, Rule
         "identical": "an epoch is as long as there are clients",
     },
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class acc_svrs:
     """Accelerated epochs (see `fedopt.similarity.epochs`) of steps at the server, for each of which one client answers.

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, at_home
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, at_home, by_questions
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import sliding
 from fedopt.types import Batches, Info, Optimizer, Rule
@@ -39,7 +39,7 @@ class Ahead(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are accelerated"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class aeg:
     """Server part h_1, communicated part p = h - h_1 that is δ-smooth; two rounds with everybody per iteration.

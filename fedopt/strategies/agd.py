@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Optimizer, Rule
 
@@ -27,7 +27,7 @@ class Momentum(NamedTuple):
     examples=({"l2": 0.5, "smooth": 8.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class agd:
     """What methods under similarity are compared with.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import ConfigError, declare
-from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, at_home
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, at_home, by_questions
 from fedopt.similarity.home import Count, NotNegative, Positive, Solving
 from fedopt.similarity.sliding import Sliding, sliding
 from fedopt.types import Batches, Info, Optimizer, Rule
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class aseg:
     """`aeg` in which both gradients of an iteration are asked of `take` clients, drawn anew; each adds N(0, noise² I).

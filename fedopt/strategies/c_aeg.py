@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, of_groups
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, by_questions, of_groups
 from fedopt.similarity.home import Count, NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import Sliding, sliding
 from fedopt.types import Batches, Info, Optimizer, Rule
@@ -39,7 +39,7 @@ class Nested(NamedTuple):
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class c_aeg:
     """`aeg` with f - f_1 as the communicated part, whose subproblem is solved by another `aeg` with g - g_1 as that.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
 from fedopt.types import Batches, Optimizer, Rule
@@ -35,7 +35,7 @@ class Catalyst(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class catalyzed_svrp:
     """SVRP on f(x) + (γ/2) ‖x - y_(t-1)‖² for n_in steps, from the last point; then y_t = x_t + b (x_t - x_(t-1)).

@@ -9,7 +9,7 @@ import pydantic
 from torch import Tensor
 
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
 from fedopt.types import Batches, Optimizer, Rule
@@ -21,7 +21,7 @@ from fedopt.types import Batches, Optimizer, Rule
     examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class dane:
     """Two rounds with everybody per iteration.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedopt.optimizers import advance
+from fedopt.optimizers import Grouped, advance
 from fedopt.problem import Problem
-from fedopt.programs import Training, evaluation, hyper, sgd_step, training
+from fedopt.programs import Training, by_class, evaluation, grouped_step, hyper, sgd_step, training
 from fedopt.registry import declare
 from fedopt.schedules import Scalar, at
 from fedopt.strategies import _server
@@ -52,7 +53,7 @@ class ditto:
     lam: Scalar = 1.0
 
     def programs(self, problem: Problem) -> Programs:
-        spec = problem.network.spec
+        spec, groups = problem.network.spec, by_class(problem, self.optimizer)
 
         def extra(client: Client) -> Any:
             params = spec.unflatten(client.memory["personal"])
@@ -66,7 +67,19 @@ class ditto:
                 own, loss, _ = sgd_step(problem, client, point, carry.buffers, batch, carry.steps)
                 return {name: g + client.down["lam"] * (point[name] - centre[name]) for name, g in own.items()}, loss
 
-            params, state, _, _ = advance(self.optimizer, oracle, carry.extra["state"], params, hyper(client.down))
+            def weighted(point: Named, weights: Callable[[Tensor], Tensor]) -> Grouped:
+                found, _ = grouped_step(problem, client, point, carry.buffers, batch, carry.steps, weights, groups)
+                pull = {name: g + client.down["lam"] * (point[name] - centre[name]) for name, g in found.grads.items()}
+                return found._replace(grads=pull)
+
+            params, state, _, _ = advance(
+                self.optimizer,
+                oracle,
+                carry.extra["state"],
+                params,
+                hyper(client.down),
+                weighted if groups else None,
+            )
             return {"personal": params, "state": state}
 
         def finish(client: Client, carry: Training, uplink: Uplink) -> Uplink:

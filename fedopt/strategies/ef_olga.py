@@ -11,7 +11,7 @@ from torch import Tensor
 from fedopt.problem import Problem
 from fedopt.registry import declare
 from fedopt.similarity import epochs, oracles
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.shifted import compressed, promised
@@ -25,7 +25,7 @@ from fedopt.types import Batches, Codec, Optimizer, Rule
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class ef_olga:
     """`olga` for contractions, ‖C(v) - v‖² <= (1 - 1/β) ‖v‖², with error feedback within each epoch.

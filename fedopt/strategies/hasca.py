@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, of_groups
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, by_questions, of_groups
 from fedopt.similarity.home import Count, NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Optimizer, Rule
 
@@ -33,7 +33,7 @@ class Lagging(NamedTuple):
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class hasca:
     """P_f is kept from a reference point w, P_g is asked for at every step.

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError, declare
 from fedopt.similarity import epochs, oracles
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.shifted import compressed, promised
@@ -29,7 +29,7 @@ from fedopt.types import Batches, Codec, Optimizer, Rule
         "identical": "its step grows with the number of clients",
     },
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class olga:
     """Accelerated epochs (see `fedopt.similarity.epochs`) within which all clients send a compressed difference.

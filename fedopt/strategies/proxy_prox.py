@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, at_home
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, at_home, by_questions
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.types import Batches, Optimizer, Rule
 
@@ -25,7 +25,7 @@ class At(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class proxy_prox:
     """x <- argmin_v ⟨∇p(x), v - x⟩ + ‖v - x‖²/(2θ) + h_1(v),  θ = factor/δ;  one round with everybody per iteration.

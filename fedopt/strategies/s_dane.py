@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import ConfigError, declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.home import Count, NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
 from fedopt.types import Batches, Optimizer, Rule
@@ -32,7 +32,7 @@ class Stabilised(NamedTuple):
     examples=({"l2": 0.5, "delta": 2.0, "passes": 5},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class s_dane:
     """v is where gradients are asked for, x what is published; two rounds per iteration, with a set S of clients.

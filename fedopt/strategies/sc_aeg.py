@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, asks, of_groups
+from fedopt.similarity.asking import Answer, Constant, Question, Setting, Turn, by_questions, of_groups
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.sliding import Sliding, sliding
 from fedopt.types import Batches, Info, Optimizer, Rule
@@ -39,7 +39,7 @@ class Between(NamedTuple):
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class sc_aeg:
     """`aeg` in which each evaluation of p's gradient asks one group alone.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedopt import keys
 from fedopt.registry import declare
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_clients
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_clients
 from fedopt.similarity.home import NotNegative, Positive, Solving
 from fedopt.similarity.walks import Walk, anchored, moved, stepped
 from fedopt.types import Batches, Optimizer, Rule
@@ -26,7 +26,7 @@ from fedopt.types import Batches, Optimizer, Rule
         "identical": "the reference is renewed as often as one of the clients is asked",
     },
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class svrp:
     """Steps of one client m, uniform; with probability p: w <- x, and everybody is asked for a gradient.

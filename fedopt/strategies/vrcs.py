@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedopt.registry import declare
 from fedopt.similarity import epochs
-from fedopt.similarity.asking import Answer, Constant, Setting, Turn, asks, of_groups
+from fedopt.similarity.asking import Answer, Constant, Setting, Turn, by_questions, of_groups
 from fedopt.similarity.epochs import Epoch, Estimator
 from fedopt.similarity.home import NotNegative, Positive, Share, Solving
 from fedopt.similarity.separated import either
@@ -23,7 +23,7 @@ from fedopt.types import Batches, Optimizer, Rule
     examples=({"l2": 0.5, "rare_classes": (0,), "delta_f": 1.0, "delta_g": 2.0},),
     exceptions={"one client": "the server's own data is no client's, and steps are proximal ones"},
 )
-@asks
+@by_questions
 @dataclass(frozen=True)
 class vrcs:
     """Epochs (see `fedopt.similarity.epochs`) within which one group is asked at a time, the rarer one more often.

@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from fedopt import keys
-from fedopt.optimizers import advance, hyper_parameters, registry
+from fedopt.optimizers import Grouped, advance, groups_of, hyper_parameters, registry
 from fedopt.registry import Component, parameters, validate
 from fedopt.schedules import Scalar
 from fedopt.testing._laws import close, found, require, run, same, untouched, vector
@@ -63,7 +63,16 @@ def _moved(optimizer: Optimizer, slope: Named, state: State, params: Named, hype
         value = torch.stack([(slope[n] * x[n] + 0.05 * x[n] ** 2).sum() for n in x]).sum()
         return {n: slope[n] + 0.1 * x[n] for n in x}, value
 
-    params, state, _, _ = advance(optimizer, oracle, state, params, hyper)
+    number = groups_of(optimizer) or 0
+
+    def groups(x: Named, weights: Callable[[Tensor], Tensor]) -> Grouped:
+        """The first group has this loss and the second one nothing, of three samples."""
+        grads, value = oracle(x)
+        count = torch.full_like(value, 3.0)
+        losses = torch.stack([value, *(torch.zeros_like(value) for _ in range(number - 1))])
+        return Grouped({n: weights(count)[0] * g for n, g in grads.items()}, value / 3.0, losses, count)
+
+    params, state, _, _ = advance(optimizer, oracle, state, params, hyper, groups if number else None)
     return params, state
 
 

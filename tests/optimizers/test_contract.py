@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from fedopt import schedules
-from fedopt.optimizers import advance, as_torch, asks, build, hyper, hyper_parameters, registry, scalar_fields
+from fedopt.optimizers import (
+    Grouped,
+    advance,
+    as_torch,
+    asks,
+    build,
+    groups_of,
+    hyper,
+    hyper_parameters,
+    registry,
+    scalar_fields,
+)
 from fedopt.registry import facts
 from fedopt.types import FedoptError, Named, Optimizer
 
@@ -35,6 +46,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"option": "I", "norm_swap": True, "same_sample": False, "eta_0": 0.0, "per_tensor": True},
     ],
     "alias_adam": [{"form": "llm", "d_0": 1.0, "r_0": 1.0, "weight_decay": 0.1}],
+    "also": [
+        {
+            "groups": 3,
+            "lookahead": "peek",
+            "prior": [3.0, 2.0, 1.0],
+            "start": [1.0, 1.0, 1.0],
+            "pi_update": "projected",
+            "cap": 0.7,
+            "alpha": 0.5,
+            "loss_scale": 1.0,
+        },
+        {"groups": 2, "mode": "descent_ascent", "pi_lr": 0.5, "pi_decay": 0.3, "log_eps": 1.2e-7, "temperature": 2.0},
+    ],
     "scion": [{"constrained": True, "ns": "cubic"}],
     "lion_muon": [{"period": 3}],
     "preconditioned": [
@@ -77,8 +101,29 @@ def slope(g: Named, x: Named) -> tuple[Named, Tensor]:
 
 def move(optimizer: Optimizer, g: Named, state: Any, params: Named, h: Named) -> tuple[Named, Any]:
     """One step with all that the optimizer asks for."""
-    params, state, _, _ = advance(optimizer, lambda x: slope(g, x), state, params, h)
+    number = groups_of(optimizer)
+
+    def groups(x: Named, weights: Any) -> Grouped:
+        count = torch.full_like(g["s"], float(len(ODDS)))
+        each, of = parts(g, x)
+        w = weights(count)[of]
+        grads = {
+            k: torch.stack([w[i] * ODDS[i] * t for i in range(len(ODDS))]).sum(0) for k, t in slope(g, x)[0].items()
+        }
+        return Grouped(grads, each.mean(), torch.zeros_like(weights(count)).index_add(0, of, each), count)
+
+    params, state, _, _ = advance(optimizer, lambda x: slope(g, x), state, params, h, groups if number else None)
     return params, state
+
+
+ODDS = (0.2, 0.5, 0.3)
+"""Shares of the loss that three samples have."""
+
+
+def parts(g: Named, x: Named) -> tuple[Tensor, Tensor]:
+    """The losses of three samples, and their groups."""
+    value = sum((g[k] * x[k] + 0.05 * x[k] ** 2).sum() for k in x)
+    return torch.stack([odd * (torch.as_tensor(value) + 3.0) for odd in ODDS]), torch.tensor([0, 1, 0])
 
 
 def run(optimizer: Optimizer, params: Named, grads: list[Named]) -> Named:
@@ -88,8 +133,10 @@ def run(optimizer: Optimizer, params: Named, grads: list[Named]) -> Named:
     return params
 
 
-def closure(tensors: list[Tensor], g: Named) -> Any:
+def closure(tensors: list[Tensor], g: Named, grouped: bool = False) -> Any:
     """What a user of the facade writes."""
+    if grouped:
+        return lambda: parts(g, dict(zip(g, tensors, strict=True)))
 
     def evaluate() -> Tensor:
         grads, value = slope(g, dict(zip(g, (t.detach() for t in tensors), strict=True)))
@@ -126,7 +173,7 @@ def test_facade_equals_pair(name: str, options: dict[str, Any]) -> None:
     facade = as_torch(tensors, optimizer)
     assert isinstance(facade, torch.optim.Optimizer)
     for g in grads:
-        facade.step(closure(tensors, g))
+        facade.step(closure(tensors, g, groups_of(optimizer) is not None))
     assert_close(dict(zip(start, (t.detach() for t in tensors), strict=True)), run(optimizer, start, grads))
 
 
@@ -220,7 +267,7 @@ def test_facade_state_dict_round_trip_continues_identically(name: str, options: 
 
     def advance(tensors: list[Tensor], facade: torch.optim.Optimizer, some_grads: list[Named]) -> None:
         for g in some_grads:
-            facade.step(closure(tensors, g))
+            facade.step(closure(tensors, g, groups_of(optimizer) is not None))
 
     whole, facade = fresh(list(some(0).values()))
     advance(whole, facade, grads[:4])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 APART = 1e-4
+NUDGE = 1e-13
 
 
 def identity(x: Tensor, side: int) -> Tensor:
@@ -14,8 +15,12 @@ def identity(x: Tensor, side: int) -> Tensor:
 
 
 def power(a: Tensor, exponent: float, eps: float) -> Tensor:
-    """(A + ε λ_max(A) I)^exponent, negative eigenvalues, which are rounding, taken for 0; I for A = 0."""
-    values, vectors = torch.linalg.eigh(a.double())
+    """(A + ε λ_max(A) I)^exponent, negative eigenvalues, which are rounding, taken for 0; I for A = 0.
+
+    A share `NUDGE` of the trace is added as in `basis`: LAPACK may not converge where an eigenvalue has thousands of
+    eigenvectors.
+    """
+    values, vectors = torch.linalg.eigh(_apart(a, NUDGE))
     damped = values.clamp(min=0.0) + eps * values[..., -1:].clamp(min=0.0)
     damped = torch.where(damped > 0, damped, torch.ones_like(damped))
     found: Tensor = ((vectors * damped**exponent) @ vectors.mT).to(a.dtype)
@@ -28,11 +33,16 @@ def basis(a: Tensor) -> Tensor:
     A share `APART` of the trace is added to the diagonal, growing along it, so that a matrix without full rank has one
     basis, too, and not whichever rounding chooses.
     """
-    n, whole = a.shape[-1], a.double()
-    ramp = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=a.device)
-    apart = APART * whole.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None] * ramp
-    vectors: Tensor = torch.linalg.eigh(whole + torch.diag_embed(apart)).eigenvectors.to(a.dtype)
+    vectors: Tensor = torch.linalg.eigh(_apart(a, APART)).eigenvectors.to(a.dtype)
     return vectors
+
+
+def _apart(a: Tensor, share: float) -> Tensor:
+    """A in float64 with a share of its mean diagonal added, from nothing at the first entry to all at the last."""
+    whole = a.double()
+    ramp = torch.linspace(0.0, 1.0, a.shape[-1], dtype=torch.float64, device=a.device)
+    mean = whole.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None]
+    return whole + torch.diag_embed(share * mean * ramp)
 
 
 def due(step: Tensor, every: int) -> Tensor:
