@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fedopt import keys
 from fedopt.data import Split, draw
+from fedopt.flat import FlatSpec
 from fedopt.optimizers import Grouped, advance, groups_of
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
@@ -29,6 +30,9 @@ HYPER = "optimizer."
 
 KEPT = "optimizer."
 """Prefix of the optimizer's state in a client's memory, where it is kept between exchanges."""
+
+SHARED = "optimizer_state"
+"""The vector of the optimizer's state, where it travels."""
 
 
 class Training(NamedTuple):
@@ -114,12 +118,23 @@ def kept_state(optimizer: Optimizer, problem: Problem) -> Named:
     return {f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)}
 
 
+def state_spec(optimizer: Optimizer, problem: Problem) -> FlatSpec:
+    """The optimizer's state as one vector, leaf by leaf."""
+    return FlatSpec.of(kept_state(optimizer, problem), problem.dtype)
+
+
+def first_state(optimizer: Optimizer, problem: Problem) -> Tensor:
+    """The state before the first step, as that vector."""
+    return state_spec(optimizer, problem).flatten(kept_state(optimizer, problem))
+
+
 def training(
     problem: Problem,
     optimizer: Optimizer,
     *,
     correct: Correction | None = None,
     keep_state: bool = False,
+    share_state: bool = False,
     model_of: Callable[[Client], Named] = lambda client: client.down,
     extra: Callable[[Client], dict[str, Any]] = lambda client: {},
     along: Callable[[Client, Training, Named, Batch], dict[str, Any]] = lambda client, carry, grads, batch: {},
@@ -132,19 +147,22 @@ def training(
 
     correct: changes the stochastic gradient before the optimizer sees it.
     keep_state: the optimizer's state stays with the client between exchanges; otherwise it starts anew.
+    share_state: it comes with the model and goes back with the answer, both as the vector `optimizer_state`.
     model_of: where the client starts from; the model sent by default.
     extra, along: named tensors of the strategy's own, their first values and their next ones at every batch, from the
         uncorrected gradient.
     finish: the strategy's last word on the uplink.
     """
     groups = by_class(problem, optimizer)
+    shared = state_spec(optimizer, problem) if share_state else FlatSpec.of({}, problem.dtype)
 
     def start(client: Client) -> Training:
         params, buffers = problem.unpack(model_of(client))
         state = optimizer.init(params)
-        if keep_state:
+        if keep_state or share_state:
             leaves, tree = pytree.tree_flatten(state)
-            state = pytree.tree_unflatten([client.memory[f"{KEPT}{i}"] for i in range(len(leaves))], tree)
+            held = client.memory if keep_state else shared.unflatten(client.down[SHARED])
+            state = pytree.tree_unflatten([held[f"{KEPT}{i}"].to(x.dtype) for i, x in enumerate(leaves)], tree)
         zero = client.key.new_zeros((), dtype=problem.dtype)
         return Training(params, buffers, state, client.key.new_zeros(()), zero, zero, extra(client))
 
@@ -182,11 +200,13 @@ def training(
         vectors = {"delta": delta}
         if carry.buffers:
             vectors["buffers"] = problem.network.buffer_spec.flatten(carry.buffers)
-        leaves = pytree.tree_leaves(carry.optimizer) if keep_state else []
+        leaves = pytree.tree_leaves(carry.optimizer) if keep_state or share_state else []
+        if share_state:
+            vectors[SHARED] = shared.flatten({f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)})
         uplink = Uplink(
             vectors=vectors,
             metrics={"loss": carry.loss / carry.seen.clamp(min=1.0), "steps": carry.steps},
-            memory={f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)},
+            memory={f"{KEPT}{i}": leaf for i, leaf in enumerate(leaves)} if keep_state else {},
             weight=client.samples.to(problem.dtype),
         )
         return finish(client, carry, uplink)

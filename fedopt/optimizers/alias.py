@@ -17,6 +17,13 @@ from fedopt.types import Named, State
 NotNegative = Annotated[float, pydantic.Field(ge=0)]
 
 
+def step_length(d: Tensor, h: Tensor, lr: Tensor | float, cold: float, clamp: float | None) -> Tensor:
+    """γ = lr √(d / h), and lr · cold where h is 0; at most `clamp`."""
+    root = (d / torch.where(h > 0, h, torch.ones_like(h))).sqrt()
+    gamma = lr * torch.where(h > 0, root, torch.full_like(root, cold))
+    return gamma if clamp is None else gamma.clamp(max=clamp)
+
+
 @declare(reference="Medyakov et al. 2025, Sign-SGD via Parameter-Free Optimization, arXiv 2506.03725 (ALIAS)")
 @dataclass(frozen=True)
 class alias:
@@ -132,9 +139,7 @@ class alias:
                 assert value is not None
                 seen = kept["seen"]
                 d = torch.where(later, kept["d"], (value.to(g.dtype) - self.f_low).clamp(min=0.0))
-            root = (d / torch.where(smooth > 0, smooth, torch.ones_like(smooth))).sqrt()
-            gamma = h["lr"] * torch.where(smooth > 0, root, torch.full_like(root, self.cold))
-            gamma = gamma if self.clamp is None else gamma.clamp(max=self.clamp)
+            gamma = step_length(d, smooth, h["lr"], self.cold, self.clamp)
             numbers[group] = {"h": smooth, "d": d, "seen": seen, "gamma": gamma, **new}
         steps = self._spread(params, {group: n["gamma"] for group, n in numbers.items()})
         moved_to = {

@@ -5,6 +5,7 @@ Functions over `Server`, the state of such a method; a strategy calls them and a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -60,17 +61,25 @@ class Server(NamedTuple):
     """What the strategy itself keeps at the server."""
 
 
-def init(parts: Parts, problem: Problem, own: Named | None = None, *, keep_previous: bool = False) -> Server:
+def init(
+    parts: Parts,
+    problem: Problem,
+    own: Named | None = None,
+    *,
+    keep_previous: bool = False,
+    server: Optimizer | None = None,
+) -> Server:
     """First state: the problem's initial model, round 0.
 
     keep_previous: the last aggregate is kept whether the rule asks for it or not.
+    server: in place of the server optimizer of the parts.
     """
     params, _ = problem.unpack(problem.initial)
     wants_previous = keep_previous or "previous" in parts.aggregator.needs
     return Server(
         round=0,
         model=dict(problem.initial),
-        optimizer=parts.server.init(params),
+        optimizer=(server or parts.server).init(params),
         rule=parts.aggregator.init(problem.clients),
         participation=parts.participation.init(problem),
         previous=torch.zeros(problem.d if wants_previous else 0, dtype=problem.dtype),
@@ -102,13 +111,24 @@ def plan(
 
 
 def absorb(
-    parts: Parts, problem: Problem, state: Server, replies: Replies, key: Tensor, *, scale: float | Tensor = 1.0
+    parts: Parts,
+    problem: Problem,
+    state: Server,
+    replies: Replies,
+    key: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    server: Optimizer | None = None,
+    offers: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[Server, Info]:
     """delta = rule(deltas); x <- server optimizer's step along scale * delta, whose gradient is -scale * delta.
 
     A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so; a rule that
     needs to know how many were `asked` is told of no rows, too.
+
+    server: in place of the server optimizer of the parts; offers: what its `update` is given beside the gradient.
     """
+    server = server or parts.server
     selection, said = observed(parts.participation, problem, state.participation, state.model, replies, key)
     waiting = state._replace(round=state.round + 1, participation=selection)
     refused = refusal(parts.aggregator, replies)
@@ -126,8 +146,8 @@ def absorb(
     )
     params, _ = problem.unpack(state.model)
     descent = problem.network.spec.unflatten(-scale * delta)
-    numbers = hyper_parameters(parts.server, state.round, problem.dtype)
-    params, optimizer = parts.server.update(descent, state.optimizer, params, numbers)
+    numbers = hyper_parameters(server, state.round, problem.dtype)
+    params, optimizer = server.update(descent, state.optimizer, params, numbers, **offers())
     model = {"params": problem.network.spec.flatten(params)}
     if "buffers" in replies.vectors:
         model["buffers"] = weighted_mean(replies.vectors["buffers"], replies.weights)

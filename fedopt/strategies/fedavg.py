@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedopt.problem import Problem
-from fedopt.programs import evaluation, training
+from fedopt.programs import SHARED, evaluation, first_state, state_spec, training
 from fedopt.registry import declare
 from fedopt.strategies import _server
 from fedopt.strategies._server import Server
@@ -23,7 +23,9 @@ class fedavg:
     delta_i = LocalTraining(x_t; D_i) - x_t,  x_{t+1} = x_t + sum_{i in S_t} (n_i / n) delta_i
 
     weighting: a client counts by its samples n_i (the paper) or every client counts alike.
-    optimizer_state: the local optimizer's state starts anew in each round (`reset`) or stays with its client (`kept`).
+    optimizer_state: the local optimizer's state starts anew in each round (`reset`), stays with its client (`kept`), or
+    is sent back with the delta, and the mean of the clients' goes to the next ones with the model (`averaged`): for
+    moments, where a mean says something, and not for bases.
 
     Differences from the paper: the mean may be any rule, and x_t + delta may be any server optimizer's step along the
     pseudo-gradient -delta (Reddi et al. 2021, arXiv 2003.00295, Algorithm 1: FedAvgM, FedAdagrad, FedAdam, FedYogi).
@@ -35,7 +37,7 @@ class fedavg:
     server: Optimizer
     batches: Batches = Batches(size=32)
     weighting: Literal["samples", "uniform"] = "samples"
-    optimizer_state: Literal["reset", "kept"] = "reset"
+    optimizer_state: Literal["reset", "kept", "averaged"] = "reset"
 
     def programs(self, problem: Problem) -> Programs:
         keep = self.optimizer_state == "kept"
@@ -43,21 +45,27 @@ class fedavg:
             problem,
             self.optimizer,
             keep_state=keep,
+            share_state=self.optimizer_state == "averaged",
             finish=lambda client, carry, uplink: (
                 _server.uniform_weight(uplink) if self.weighting == "uniform" else uplink
             ),
         )
         work = {"train": train, "evaluate": evaluation(problem)}
-        return Programs(work, _server.memory(self.optimizer, problem, keep))
+        longest = state_spec(self.optimizer, problem).numel if self.optimizer_state == "averaged" else 0
+        return Programs(work, _server.memory(self.optimizer, problem, keep), longest=longest)
 
     def init(self, problem: Problem, key: Tensor) -> Server:
-        return _server.init(self, problem)
+        averaged = self.optimizer_state == "averaged"
+        return _server.init(self, problem, {SHARED: first_state(self.optimizer, problem)} if averaged else None)
 
     def plan(self, problem: Problem, state: Server, key: Tensor) -> Exchange:
-        return _server.plan(self, problem, state, key, optimizer=self.optimizer)
+        return _server.plan(self, problem, state, key, optimizer=self.optimizer, down=state.own)
 
     def absorb(self, problem: Problem, state: Server, replies: Replies, key: Tensor) -> tuple[Server, Info]:
-        return _server.absorb(self, problem, state, replies, key)
+        new, info = _server.absorb(self, problem, state, replies, key)
+        if SHARED in state.own and "kept_model" not in info:
+            new = new._replace(own={SHARED: _server.weighted_mean(replies.vectors[SHARED], replies.weights)})
+        return new, info
 
     def model(self, problem: Problem, state: Server) -> Named:
         return state.model

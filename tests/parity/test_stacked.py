@@ -408,7 +408,9 @@ def test_everything_with_everything(strategy: str, optimizer: str, model: str) -
     # the pull of a coordinate without a gradient is rounding alone; AdaGrad divides it by its eps of 1e-10
     personal = 1e-7 if (strategy, optimizer) == ("ditto", "adagrad") else None
     cohort = selection(count=min(2, problem.clients))
-    if optimizer == "splus" and model not in ("logistic", "mlp", "transformer"):
+    if (optimizer, model) == ("soap", "resnet18") or (
+        optimizer == "splus" and model not in ("logistic", "mlp", "transformer")
+    ):
         pytest.skip("signs of rounding: the network has matrices without a gradient, whose eigenvectors are arbitrary")
     # a matrix of gradients that are zero but for rounding has eigenvectors all the same, and steps of unit length
     shaken = optimizer in ROTATING

@@ -57,6 +57,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("ditto", {"lam": 3.0}),
     ("fedavg", {"weighting": "uniform"}),
     ("fedavg", {"optimizer_state": "kept"}),
+    ("fedavg", {"optimizer_state": "averaged"}),
     ("fedprox", {"mu": 1.0}),
     ("local_only", {"optimizer_state": "reset"}),
 ]

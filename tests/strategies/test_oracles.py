@@ -134,6 +134,18 @@ def averaged(deltas: Sequence[Array], weights: Sequence[float]) -> Array:
     return total
 
 
+def test_fedavg_with_momentum_that_travels(playing: Callable[..., Played]) -> None:
+    played = playing("fedavg", optimizer=sgd(LR, momentum=0.9), optimizer_state="averaged")
+    w = start(played)
+    velocity = np.zeros_like(w)
+    for exchange, clients in cohorts(played):
+        answers = [descend(w, batches(played, exchange, i), velocity, 0.9) for i in clients]
+        w = w + averaged([end - w for end, _ in answers], [SIZES[i] for i in clients])
+        velocity = averaged([v for _, v in answers], [SIZES[i] for i in clients])
+    moved(w, start(played))
+    agree(played.params, w)
+
+
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
 @pytest.mark.parametrize("rho", [0.0, 0.9])
 def test_fedavg(playing: Callable[..., Played], weighting: str, rho: float) -> None:
