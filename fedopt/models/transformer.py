@@ -14,7 +14,7 @@ from fedopt.registry import declare
 class Attention(nn.Module):
     """Multi-head self-attention softmax(Q Kᵀ / √k) V in plain products, so that it stacks under vmap.
 
-    x [B, L, dim], real [B, L] (False at padding, which nobody attends to) -> [B, L, dim]
+    x [B, L, dim], heard [B or 1, 1 or L, L] (whether a position attends to another) -> [B, L, dim]
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -26,12 +26,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+    def forward(self, x: Tensor, heard: Tensor) -> Tensor:
         b, length, dim = x.shape
         q, k, v = self.qkv(x).reshape(b, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         scores = q @ k.transpose(-2, -1) / math.sqrt(dim // self.heads)
         # a finite lowest value: a sample of nothing but padding must not give NaN
-        scores = scores.masked_fill(~real[:, None, None, :], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~heard[:, None], torch.finfo(scores.dtype).min)
         mixed = torch.softmax(scores, dim=-1) @ v
         y: Tensor = self.out(mixed.transpose(1, 2).reshape(b, length, dim))
         return y
@@ -49,8 +49,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         self.dropout2 = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        x = x + self.dropout1(self.attention(self.norm1(x), real))
+    def forward(self, x: Tensor, heard: Tensor) -> Tensor:
+        x = x + self.dropout1(self.attention(self.norm1(x), heard))
         y: Tensor = x + self.dropout2(self.mlp(self.norm2(x)))
         return y
 
@@ -91,7 +91,7 @@ class transformer(nn.Module):
         real = tokens != 0
         x = self.dropout(self.tokens(tokens) + self.positions[: tokens.shape[1]])
         for block in self.blocks:
-            x = block(x, real)
+            x = block(x, real[:, None, :])
         share = real.to(x.dtype) / real.sum(dim=1, keepdim=True).clamp(min=1)
         logits: Tensor = self.head((self.norm(x) * share[:, :, None]).sum(dim=1))
         return logits

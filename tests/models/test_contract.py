@@ -38,6 +38,10 @@ CASES: dict[str, list[Case]] = {
         Case((5,), {"embedding": 3, "hidden": 4}, 6, per_position=True),
         Case((5,), {"embedding": 3, "hidden": 4, "layers": 1, "last": True}, 6),
     ],
+    "causal_transformer": [
+        Case((5,), {"dim": 8, "heads": 2, "depth": 2}, 6, per_position=True),
+        Case((5,), {"dim": 4, "heads": 2, "depth": 1, "dropout": 0.3, "last": True}, 6),
+    ],
     "transformer": [
         Case((5,), {"dim": 8, "heads": 2, "depth": 2}, 6),
         Case((5,), {"dim": 4, "heads": 2, "depth": 1, "dropout": 0.3}, 6),

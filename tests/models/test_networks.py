@@ -137,7 +137,7 @@ def test_attention_equals_the_one_of_torch() -> None:
     x = torch.randn(3, 6, 8, dtype=torch.float64)
     real = torch.arange(6)[None, :] < torch.tensor([6, 4, 1])[:, None]
     want, _ = theirs(x, x, x, key_padding_mask=~real)
-    torch.testing.assert_close(ours(x, real), want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours(x, real[:, None, :]), want, rtol=0, atol=1e-10)
 
 
 def test_padding_has_no_say_in_the_transformer() -> None:
@@ -161,8 +161,29 @@ def test_word_order_matters_to_the_transformer() -> None:
     assert (one - other).abs().max() > 1e-6
 
 
-def test_the_past_alone_decides_the_next_character() -> None:
-    module = made("char_lstm", (6,), classes=5, vocabulary=5, embedding=3, hidden=4)
+def test_a_causal_block_equals_the_one_of_torch() -> None:
+    torch.manual_seed(0)
+    network: Any = made("causal_transformer", (6,), classes=5, vocabulary=9, dim=8, depth=1, heads=2)
+    ours = network.blocks[0]
+    theirs = nn.TransformerEncoderLayer(
+        8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
+    )
+    theirs.self_attn.in_proj_weight.data.copy_(ours.attention.qkv.weight.data)
+    for mine, other in (
+        (ours.attention.out, theirs.self_attn.out_proj), (ours.norm1, theirs.norm1), (ours.norm2, theirs.norm2),
+        (ours.mlp[0], theirs.linear1), (ours.mlp[2], theirs.linear2),
+    ):  # fmt: skip
+        other.load_state_dict(mine.state_dict())
+    x = torch.randn(3, 6, 8, dtype=torch.float64)
+    want = theirs(x, src_mask=nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.float64))
+    torch.testing.assert_close(ours(x, torch.ones(1, 6, 6, dtype=torch.bool).tril()), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("char_lstm", {"embedding": 3, "hidden": 4}), ("causal_transformer", {"dim": 8, "heads": 2})]
+)
+def test_the_past_alone_decides_the_next_character(name: str, options: dict[str, Any]) -> None:
+    module = made(name, (6,), classes=5, vocabulary=5, **options)
     tokens = torch.randint(0, 5, (1, 6))
     changed = tokens.clone()
     changed[0, 3] = (changed[0, 3] + 1) % 5
