@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/data),)
 export FEDOPT_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression vertical similarity proto
+.PHONY: help setup demo test test-slow check fmt clean bench-cpu bench-quick robustness robustness-ecg participation compression vertical similarity optimizers proto
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ participation: setup  ## head-counts against uploads, and FedBuff against FedAvg
 compression: setup  ## codecs: bytes, error and speed, and what they do to convergence (half an hour)
 	$(BIN)/python -m bench.codecs
 	$(BIN)/python -m bench.convergence
+
+optimizers: setup  ## local optimizers over small tasks (about two hours; it goes on where it stopped)
+	$(BIN)/python -m bench.optimizers --jobs 2
 
 vertical: setup  ## vertical methods: bytes to a gap, networks, speed (hours; it goes on where it stopped)
 	$(BIN)/python -m bench.vertical --jobs 2

@@ -61,6 +61,7 @@ class kfac:
             nesterov=False,
             bias_correction=True,
             scale=self.scale,
+            weight_decay=self.weight_decay,
             vectors=self.vectors,
             rows=self.rows,
             apart=self.apart,

@@ -60,6 +60,7 @@ class muadam:
             nesterov=False,
             bias_correction=True,
             scale=self.scale,
+            weight_decay=self.weight_decay,
             vectors=self.vectors,
             rows=self.rows,
             apart=self.apart,

@@ -57,6 +57,7 @@ class muon:
             nesterov=self.nesterov,
             bias_correction=False,
             scale=self.scale,
+            weight_decay=self.weight_decay,
             vectors=self.vectors,
             rows=self.rows,
             apart=self.apart,

@@ -78,21 +78,22 @@ class preconditioned:
         def rule(
             grads: dict[str, Tensor], states: dict[str, Any], own: dict[str, Tensor]
         ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            after, inward = {}, []
+            after, maps, inward = {}, {}, []
             for name, g in grads.items():
                 before, beta = states[name], h["beta1"]
-                m = beta * before["m"] + (1 - beta) * g
+                m = torch.lerp(g, before["m"], beta)
                 p = self.preconditioner.update(before["p"], g)
                 after[name] = {"m": m, "step": before["step"] + 1, "p": p}
-                ahead = beta * m + (1 - beta) * g if self.nesterov else m
+                maps[name] = self.preconditioner.at(p)
+                ahead = torch.lerp(g, m, beta) if self.nesterov else m
                 if self.bias_correction:
                     ahead = ahead / (1 - beta ** after[name]["step"])
-                inward.append(self.preconditioner.inward(p, ahead))
-            keep, new = 1 - h["lr"] * h["weight_decay"], {}
+                inward.append(self.preconditioner.inward(maps[name], ahead))
+            new = {}
             for name, t in zip(grads, self.norm.toward(inward), strict=True):
-                x = own[name]
-                step = self.preconditioner.outward(after[name]["p"], t)
-                new[name] = keep * x - h["lr"] * _matrices.scaled(self.scale, x) * step
+                x = own[name] if self.weight_decay == 0 else (1 - h["lr"] * h["weight_decay"]) * own[name]
+                step = self.preconditioner.outward(maps[name], t)
+                new[name] = torch.addcmul(x, step, -h["lr"] * _matrices.scaled(self.scale, x))
             return new, after
 
         return _matrices.update(self, grads, state, params, hyper, rule)

@@ -56,6 +56,7 @@ class shampoo:
             nesterov=False,
             bias_correction=True,
             scale=self.scale,
+            weight_decay=self.weight_decay,
             vectors=self.vectors,
             rows=self.rows,
             apart=self.apart,

@@ -58,6 +58,7 @@ class splus:
             nesterov=False,
             bias_correction=True,
             scale=self.scale,
+            weight_decay=self.weight_decay,
             vectors=self.vectors,
             rows=self.rows,
             apart=self.apart,

@@ -80,7 +80,7 @@ def test_a_norm_seen_through_a_number_for_each_entry() -> None:
     g, part, norm = matrix(0, 5, 7), entrywise(0.25, "sum", eps=0.0), spectral("svd")
     state = part.update(part.init(g), matrix(1, 5, 7))
     d = matrix(1, 5, 7).abs().sqrt()
-    step = part.outward(state, norm.toward([part.inward(state, g)])[0])
+    step = part.outward(part.at(state), norm.toward([part.inward(part.at(state), g)])[0])
     assert float((g * step).sum()) == pytest.approx(float(norm.dual(g / d)), rel=1e-12)
     assert float(norm.norm(d * step)) == pytest.approx(1.0, rel=1e-12)
 
@@ -92,7 +92,7 @@ def test_a_norm_seen_through_two_matrices() -> None:
     for seed in range(8):
         state = part.update(state, matrix(1 + seed, 4, 6))
     left, right = (torch.linalg.inv(state[side]) for side in ("left", "right"))
-    step = part.outward(state, norm.toward([part.inward(state, g)])[0])
+    step = part.outward(part.at(state), norm.toward([part.inward(part.at(state), g)])[0])
     wanted = norm.dual(torch.linalg.inv(left).T @ g @ torch.linalg.inv(right).T)
     assert float((g * step).sum()) == pytest.approx(float(wanted), rel=1e-10)
     assert float(norm.norm(left @ step @ right)) == pytest.approx(1.0, rel=1e-10)
@@ -259,7 +259,7 @@ def test_madgrads_direction_is_a_combination() -> None:
     """g / (Σ g²)^(1/3), the first step of dual averaging without momentum."""
     part, g = entrywise(1 / 6, "sum", eps=0.0), matrix(0, 4, 6)
     state = part.update(part.init(g), g)
-    step = part.outward(state, part.inward(state, g))
+    step = part.outward(part.at(state), part.inward(part.at(state), g))
     first = trajectory("madgrad", {"lr": 1.0, "momentum": 0.0, "eps": 0.0}, (4, 6), steps=1)[0]
     torch.testing.assert_close(matrix(100, 4, 6) - step, first, rtol=0, atol=1e-12)
 
@@ -381,7 +381,7 @@ def test_statistics_that_transform_with_the_matrix_give_the_same_path() -> None:
         g = matrix(10 + seed, 4, 6)
         plain, turned = part.update(plain, g), part.update(turned, a.T @ g @ b.T)
         steps = [
-            part.outward(state, norm.toward([part.inward(state, y)])[0])
+            part.outward(part.at(state), norm.toward([part.inward(part.at(state), y)])[0])
             for state, y in ((plain, first), (turned, a.T @ first @ b.T))
         ]
         torch.testing.assert_close(a @ steps[1] @ b, steps[0], rtol=1e-6, atol=1e-6)

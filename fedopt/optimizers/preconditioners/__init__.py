@@ -6,8 +6,9 @@ for a matrix `[m, n]`,
 
     init(x) -> state
     update(state, g) -> state         statistics of the gradients
-    inward(state, y)                  P⁻ᵀ y
-    outward(state, t)                 P⁻¹ t
+    at(state) -> at                   what both maps need of it, found once
+    inward(at, y)                     P⁻ᵀ y
+    outward(at, t)                    P⁻¹ t
 
 `[optimizer] preconditioner = { name = "shampoo" }`.
 """
@@ -31,8 +32,9 @@ class Preconditioner(Protocol):
 
     def init(self, x: Tensor) -> Named: ...
     def update(self, state: Named, g: Tensor) -> Named: ...
-    def inward(self, state: Named, y: Tensor) -> Tensor: ...
-    def outward(self, state: Named, t: Tensor) -> Tensor: ...
+    def at(self, state: Named) -> Named: ...
+    def inward(self, at: Named, y: Tensor) -> Tensor: ...
+    def outward(self, at: Named, t: Tensor) -> Tensor: ...
 
 
 def parse(table: Any) -> Preconditioner:

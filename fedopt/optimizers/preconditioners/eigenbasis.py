@@ -61,14 +61,17 @@ class eigenbasis:
             new["v"] = self.beta2 * state["v"] + (1.0 - self.beta2) * turned.square()
         return new
 
-    def inward(self, state: Named, y: Tensor) -> Tensor:
-        turned = state["left"].mT @ y @ state["right"]
+    def at(self, state: Named) -> Named:
+        return state
+
+    def inward(self, at: Named, y: Tensor) -> Tensor:
+        turned = at["left"].mT @ y @ at["right"]
         # where a gradient made the bases it is diagonal in them: what rounding leaves beside it has no sign to go by
         rounding = ROUNDING * torch.finfo(y.dtype).eps * turned.abs().amax()
-        return self._scaled(state, torch.where(turned.abs() > rounding, turned, torch.zeros_like(turned)))
+        return self._scaled(at, torch.where(turned.abs() > rounding, turned, torch.zeros_like(turned)))
 
-    def outward(self, state: Named, t: Tensor) -> Tensor:
-        return state["left"] @ self._scaled(state, t) @ state["right"].mT
+    def outward(self, at: Named, t: Tensor) -> Tensor:
+        return at["left"] @ self._scaled(at, t) @ at["right"].mT
 
     def _scaled(self, state: Named, y: Tensor) -> Tensor:
         if not self.scaled:

@@ -39,20 +39,26 @@ class entrywise:
         return {"v": torch.zeros_like(x), "step": torch.zeros((), dtype=x.dtype, device=x.device)}
 
     def update(self, state: Named, g: Tensor) -> Named:
-        share = 1.0 - self.beta2 if self.mean == "ema" else 1.0
-        keep = self.beta2 if self.mean == "ema" else 1.0
-        return {"v": keep * state["v"] + share * g.square(), "step": state["step"] + 1}
+        if self.mean == "sum":
+            v = torch.addcmul(state["v"], g, g)
+        else:
+            v = torch.addcmul(self.beta2 * state["v"], g, g, value=1.0 - self.beta2)
+        return {"v": v, "step": state["step"] + 1}
 
-    def inward(self, state: Named, y: Tensor) -> Tensor:
-        d = self._d(state)
-        return torch.where(d > 0, y / torch.where(d > 0, d, torch.ones_like(d)), torch.zeros_like(y))
-
-    def outward(self, state: Named, t: Tensor) -> Tensor:
-        return self.inward(state, t)
-
-    def _d(self, state: Named) -> Tensor:
+    def at(self, state: Named) -> Named:
+        """`inverse`: 1 / D, 0 where D is 0."""
         step = torch.ones_like(state["step"]) if self.frozen_step else state["step"]
         seen = 1.0 - self.beta2**step if self.mean == "ema" else torch.ones_like(step)
-        if self.damped == "before":
-            return ((state["v"] ** (2.0 * self.power) + self.eps) / seen ** (2.0 * self.power)).sqrt()
-        return ((state["v"] / seen) ** (2.0 * self.power) + self.eps).sqrt()
+        power = 2.0 * self.power
+        v = state["v"] if self.damped == "before" else state["v"] / seen
+        root = v.sqrt() if power == 0.5 else v if power == 1.0 else v**power
+        whole = seen**self.power if self.damped == "before" else torch.ones_like(seen)
+        if self.eps:
+            return {"inverse": (root + self.eps).rsqrt() * whole}
+        return {"inverse": torch.where(root > 0, root.rsqrt(), torch.zeros_like(root)) * whole}
+
+    def inward(self, at: Named, y: Tensor) -> Tensor:
+        return y * at["inverse"]
+
+    def outward(self, at: Named, t: Tensor) -> Tensor:
+        return t * at["inverse"]

@@ -71,9 +71,12 @@ class kronecker:
                 new[root] = torch.where(due, fresh, state[root])
         return {**new, "step": step}
 
-    def inward(self, state: Named, y: Tensor) -> Tensor:
-        y = state["left"] @ y
-        return y @ state["right"] if "right" in state else y
+    def at(self, state: Named) -> Named:
+        return state
 
-    def outward(self, state: Named, t: Tensor) -> Tensor:
-        return self.inward(state, t)
+    def inward(self, at: Named, y: Tensor) -> Tensor:
+        y = at["left"] @ y
+        return y @ at["right"] if "right" in at else y
+
+    def outward(self, at: Named, t: Tensor) -> Tensor:
+        return self.inward(at, t)

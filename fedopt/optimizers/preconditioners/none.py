@@ -21,8 +21,11 @@ class none:
     def update(self, state: Named, g: Tensor) -> Named:
         return state
 
-    def inward(self, state: Named, y: Tensor) -> Tensor:
+    def at(self, state: Named) -> Named:
+        return state
+
+    def inward(self, at: Named, y: Tensor) -> Tensor:
         return y
 
-    def outward(self, state: Named, t: Tensor) -> Tensor:
+    def outward(self, at: Named, t: Tensor) -> Tensor:
         return t

@@ -1,0 +1,1 @@
+"""Local optimizers on small tasks, each tuned over the same grid."""
