@@ -25,7 +25,7 @@ from fedopt.engine.loop import exchanges
 from fedopt.engine.memory import ClientMemory
 
 STORED = ROOT / "bench" / "cells" / "similarity-nets.json"
-ROUNDS = {"mlp": 400, "resnet8": 400}
+ROUNDS = {"mlp": 400, "resnet8": 200}
 """With either group, all together."""
 LOOK = 10
 NETS: dict[str, dict[str, Any]] = {
