@@ -454,7 +454,8 @@ def _strategy(config: Config) -> Strategy:
     if "server" in wants:
         server = section.server or configs.Component.model_validate({"name": "sgd", "lr": 1.0})
         step = optimizers.build(server.name, server.options, "strategy.server")
-        parts["server"] = optimizers.at_server(step, "strategy.server")
+        hears = frozenset() if config.privacy else frozenset({"value"})  # the mean of the clients' losses
+        parts["server"] = optimizers.at_server(step, "strategy.server", hears)
     if "codec" in wants:
         parts["codec"] = _codec(config)
     if "broadcast" in wants:

@@ -126,9 +126,12 @@ def groups_of(optimizer: Optimizer) -> int | None:
     return found if "group_loss" in asks(optimizer) else None
 
 
-def at_server(optimizer: Optimizer, where: str) -> Optimizer:
-    """The optimizer, where a server may use it, which has an aggregate alone. Raises ConfigError if not."""
-    if hasattr(optimizer, "ahead") or asks(optimizer):
+def at_server(optimizer: Optimizer, where: str, hears: frozenset[str] = frozenset()) -> Optimizer:
+    """The optimizer, where a server may use it, which has an aggregate and what it `hears` of `asks`.
+
+    Raises ConfigError if that is not enough.
+    """
+    if hasattr(optimizer, "ahead") or asks(optimizer) - hears:
         raise ConfigError(
             f"{where}.name",
             f"{type(optimizer).__name__} evaluates gradients or losses at points of its own, which a server cannot; it"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedopt import keys
-from fedopt.optimizers import hyper_parameters
+from fedopt.optimizers import asks, hyper_parameters
 from fedopt.problem import Problem
 from fedopt.programs import HYPER, kept_state
 from fedopt.ruled import by_client, refusal, ruled
@@ -119,14 +119,15 @@ def absorb(
     *,
     scale: float | Tensor = 1.0,
     server: Optimizer | None = None,
-    offers: Callable[[], dict[str, Any]] = dict,
+    offers: Callable[[], dict[str, Any]] | None = None,
 ) -> tuple[Server, Info]:
     """delta = rule(deltas); x <- server optimizer's step along scale * delta, whose gradient is -scale * delta.
 
     A round in which nobody's answer was accepted, or too few for the rule, keeps the model and says so; a rule that
     needs to know how many were `asked` is told of no rows, too.
 
-    server: in place of the server optimizer of the parts; offers: what its `update` is given beside the gradient.
+    server: in place of the server optimizer of the parts; offers: what its `update` is given beside the gradient, by
+    default the clients' mean loss as `value`, where it asks for that.
     """
     server = server or parts.server
     selection, said = observed(parts.participation, problem, state.participation, state.model, replies, key)
@@ -147,7 +148,10 @@ def absorb(
     params, _ = problem.unpack(state.model)
     descent = problem.network.spec.unflatten(-scale * delta)
     numbers = hyper_parameters(server, state.round, problem.dtype)
-    params, optimizer = server.update(descent, state.optimizer, params, numbers, **offers())
+    given = offers() if offers is not None else {}
+    if offers is None and "value" in asks(server):
+        given = {"value": replies.metrics["loss"].mean()}
+    params, optimizer = server.update(descent, state.optimizer, params, numbers, **given)
     model = {"params": problem.network.spec.flatten(params)}
     if "buffers" in replies.vectors:
         model["buffers"] = weighted_mean(replies.vectors["buffers"], replies.weights)

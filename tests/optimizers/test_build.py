@@ -61,5 +61,10 @@ def test_a_server_has_an_aggregate_and_nothing_else() -> None:
         ConfigError, match=r"strategy\.server\.name: schedule_free evaluates gradients or losses at points"
     ):
         at_server(build("schedule_free", {}), "strategy.server")
+    options = {"of": {"name": "sgd", "lr": 0.1}, "target": 0.1, "steps": 10}
+    warmup = build("warmup", options)
+    with pytest.raises(ConfigError, match=r"server\.name: warmup evaluates"):
+        at_server(warmup, "server")
+    assert at_server(warmup, "server", frozenset({"value"})) is warmup
     muon = build("muon", {})
     assert at_server(muon, "strategy.server") is muon

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fedopt.optimizers import build, hyper
+from fedopt.data import pool
+from fedopt.optimizers import advance, at_server, build, hyper
 from fedopt.optimizers.warmup import TABLE, best_star, kappa, rate
 from fedopt.registry import ConfigError
+from fedopt.testing.strategies import compose, play, small_federation, small_problem
+from fedopt.types import Named
 
 LAYERS = 12
 LLAMA = [(32_000, 768)] + LAYERS * ([(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]) + [(768,)] * 25
@@ -139,3 +142,30 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(ConfigError, match="steps"):
         build("warmup", {"of": {"name": "sgd", "lr": 1.0}, "target": 0.0})
     assert TABLE[0] < 0.1 and TABLE[-1] > 20
+
+
+def test_at_the_server_it_follows_the_mean_loss_of_the_clients() -> None:
+    """Clients of equal size with whole gradients: as on one machine with all samples."""
+    federation = small_federation((6, 6, 6))
+    problem = small_problem(federation)
+    optimizer = build(
+        "warmup", {"of": {"name": "sgd", "lr": 0.5}, "target": 0.8, "steps": 12, "delta_star": 0.15, "div": 2.0}
+    )
+    played = play(problem, compose("fedsgd", server=at_server(optimizer, "server", frozenset({"value"}))), 12)
+    pooled = small_problem(pool(federation))
+    shards = pooled.data.splits["train"]
+    batch = {"x": shards.x[shards.index], "y": shards.y, "mask": torch.ones(18, dtype=torch.bool)}
+    params, _ = pooled.unpack(pooled.initial)
+    state = optimizer.init(params)
+
+    def oracle(point: Named) -> tuple[Named, torch.Tensor]:
+        grads, (loss, _) = torch.func.grad_and_value(
+            lambda p: pooled.objective(p, {}, batch, torch.tensor(0)), has_aux=True
+        )(point)
+        return grads, loss
+
+    for _ in range(12):
+        params, state, _, _ = advance(optimizer, oracle, state, params, hyper(optimizer, 0))
+    assert 0 < float(state["switched"]) < 11, "both phases were there"
+    assert played.params is not None
+    torch.testing.assert_close(played.params, pooled.network.spec.flatten(params), rtol=0, atol=1e-12)
