@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from fedopt import schedules
+from fedopt.optimizers._sos import sos as sos
 from fedopt.registry import ConfigError, Registry, parameters
 from fedopt.types import FedoptError, Named, Optimizer, State
 

@@ -46,8 +46,12 @@ class alias:
     norm_swap: h_t = h_(t-1) + max(max g_t - min g_(t-1), max g_(t-1) - min g_t) / ‖x_t - x_(t-1)‖₁: signs and two
         numbers are kept in place of a gradient.
     per_tensor: norms, h, d and γ for each tensor by itself; the theory does not cover it.
+    true_distance: the point before is kept, and lengths are to it; False: the sign part of the step, which is all of it
+        without decay.
+    update_gap: h and γ are renewed once in so many steps, from the differences since the last time; keeps that point.
+    warmup_steps, warmup_lr: the first steps have γ = lr · warmup_lr, and h and d grow all the same.
 
-    *Differences from the paper*: ‖x_t - x_(t-1)‖_∞ is γ_(t-1), the sign part of the step; steps without a sign that is
+    *Differences from the paper*: steps without a sign that is
     not 0 add nothing to h. How the momentum's evidence is taken was not available.
     """
 
@@ -64,6 +68,10 @@ class alias:
     same_sample: bool = True
     norm_swap: bool = False
     per_tensor: bool = False
+    true_distance: bool = False
+    update_gap: Annotated[int, pydantic.Field(ge=1)] = 1
+    warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 0
+    warmup_lr: Annotated[float, pydantic.Field(gt=0)] = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -84,6 +92,8 @@ class alias:
         state: dict[str, Any] = {"step": zero, "sign": zeros, "numbers": {g: dict(first) for g in self._groups(params)}}
         if not self.same_sample and not self.norm_swap:
             state["g"] = zeros
+        if self._holds:
+            state["x"] = {name: x.clone() for name, x in params.items()}
         if self.momentum != 0:
             state["m"] = zeros
             if self.evidence == "grad_sign":
@@ -91,7 +101,9 @@ class alias:
         return state
 
     def behind(self, state: State, params: Named) -> Named:
-        """The point before, up to decay."""
+        """The point that the last difference was taken from; up to decay, where it is not kept."""
+        if self._holds:
+            return {name: x.clone() for name, x in state["x"].items()}
         gamma = self._spread(params, {g: n["gamma"] for g, n in state["numbers"].items()})
         return {name: x + gamma[name] * state["sign"][name] for name, x in params.items()}
 
@@ -107,7 +119,9 @@ class alias:
     ) -> tuple[Named, State]:
         """One step; `hyper` holds lr, weight_decay and momentum. value: the loss; before: gradients at `behind`."""
         h, later = at_params(hyper, params), state["step"] > 0
-        direction, after = grads, {}
+        due = state["step"] % self.update_gap == 0
+        direction = grads
+        after: dict[str, Any] = {}
         if self.momentum != 0:
             beta = h["momentum"]
             direction = {name: beta * m + (1 - beta) * grads[name] for name, m in state["m"].items()}
@@ -121,15 +135,21 @@ class alias:
         for group, names in self._groups(params).items():
             kept = state["numbers"][group]
             g, moved = _joined(grads, names), _joined(state["sign"], names)
+            away = kept["gamma"] * moved
+            if self._holds:
+                away = _joined(params, names) - _joined(state["x"], names)
             new = {}
             if self.norm_swap:
-                high, low, length = g.amax(), g.amin(), kept["gamma"] * moved.abs().sum()
+                high, low, length = g.amax(), g.amin(), away.abs().sum()
                 change = torch.maximum(high - kept["low"], kept["high"] - low)
-                new = {"high": high, "low": low}
+                new = {
+                    "high": torch.where(due, high, kept["high"]),
+                    "low": torch.where(due, low, kept["low"]),
+                }
             else:
                 assert old is not None
-                change, length = (g - _joined(old, names)).abs().sum(), kept["gamma"] * moved.abs().amax()
-            counts = later & (length > 0)
+                change, length = (g - _joined(old, names)).abs().sum(), away.abs().amax()
+            counts = later & (length > 0) & due
             rise = torch.where(counts, change / torch.where(counts, length, torch.ones_like(length)), length * 0)
             smooth = kept["h"] + rise
             if self.option == "I":
@@ -139,14 +159,24 @@ class alias:
                 assert value is not None
                 seen = kept["seen"]
                 d = torch.where(later, kept["d"], (value.to(g.dtype) - self.f_low).clamp(min=0.0))
-            gamma = step_length(d, smooth, h["lr"], self.cold, self.clamp)
+            gamma = torch.where(due, step_length(d, smooth, h["lr"], self.cold, self.clamp), kept["gamma"])
+            if self.warmup_steps:
+                gamma = torch.where(state["step"] < self.warmup_steps, h["lr"] * self.warmup_lr, gamma)
             numbers[group] = {"h": smooth, "d": d, "seen": seen, "gamma": gamma, **new}
         steps = self._spread(params, {group: n["gamma"] for group, n in numbers.items()})
         moved_to = {
             name: (1 - steps[name] * h["weight_decay"]) * x - steps[name] * signs[name] for name, x in params.items()
         }
-        kept_g = {"g": grads} if "g" in state else {}
-        return moved_to, {"step": state["step"] + 1, "sign": signs, "numbers": numbers, **kept_g, **after}
+        if "g" in state:
+            after["g"] = _renewed(due, grads, state["g"])
+        if self._holds:
+            after["x"] = _renewed(due, params, state["x"])
+        return moved_to, {"step": state["step"] + 1, "sign": signs, "numbers": numbers, **after}
+
+    @property
+    def _holds(self) -> bool:
+        """Whether the point is kept that differences are taken from."""
+        return self.true_distance or self.update_gap > 1
 
     def _groups(self, params: Named) -> dict[str, list[str]]:
         """Names of the tensors that have their numbers in common."""
@@ -159,3 +189,7 @@ class alias:
 
 def _joined(named: Named, names: list[str]) -> Tensor:
     return torch.cat([named[name].flatten() for name in names])
+
+
+def _renewed(due: Tensor, new: Named, old: Named) -> Named:
+    return {name: torch.where(due, x, old[name]) for name, x in new.items()}

@@ -114,6 +114,32 @@ def test_against_a_loop() -> None:
         np.testing.assert_allclose(params["x"].numpy(), x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("gap", "warm", "decay", "same"), [(1, 0, 0.3, True), (4, 0, 0.0, True), (3, 5, 0.1, False), (1, 3, 0.0, True)]
+)
+def test_gaps_warm_up_and_true_distances_against_a_loop(gap: int, warm: int, decay: float, same: bool) -> None:
+    options = {
+        "eta_0": 1.0, "update_gap": gap, "warmup_steps": warm, "warmup_lr": 0.02, "weight_decay": decay,
+        "true_distance": True, "same_sample": same,
+    }  # fmt: skip
+    _, states = run(options, 30)
+    x, h, gamma, d = PROBLEM.start.numpy(), 1.0, 0.0, 0.0
+    old: Any = None
+    for t, (params, _) in enumerate(states):
+        grads, value = PROBLEM({"x": torch.tensor(x)})
+        g = grads["x"].numpy()
+        if t == 0:
+            d = float(value)
+        if t % gap == 0:
+            if old is not None:
+                h += np.abs(g - old[1]).sum() / np.abs(x - old[0]).max()
+            old = (x, g)
+            fresh = math.sqrt(d / h)
+        gamma = 0.02 if t < warm else fresh if t % gap == 0 else gamma
+        x = (1 - gamma * decay) * x - gamma * np.sign(g)
+        np.testing.assert_allclose(params["x"].numpy(), x, rtol=0, atol=1e-9)
+
+
 def test_the_distance_is_never_above_the_gap_and_steps_shrink() -> None:
     gap = float(PROBLEM({"x": PROBLEM.start})[1]) - PROBLEM.least
     _, first = run({"option": "I", "eta_0": 1.0}, 300)

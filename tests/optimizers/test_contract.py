@@ -43,6 +43,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "clip_sgd": [{"lr": 0.1, "threshold": 0.5, "momentum": 0.9, "average": True, "weight_decay": 0.1}],
     "alias": [
         {"option": "I", "same_sample": False, "momentum": 0.9, "evidence": "grad_sign", "weight_decay": 0.1},
+        {"true_distance": True, "weight_decay": 0.1},
+        {"update_gap": 3, "same_sample": False, "warmup_steps": 2, "option": "I"},
         {"option": "I", "norm_swap": True, "same_sample": False, "eta_0": 0.0, "per_tensor": True},
     ],
     "alias_adam": [{"form": "llm", "d_0": 1.0, "r_0": 1.0, "weight_decay": 0.1}],
