@@ -117,13 +117,18 @@ class Network(NamedTuple):
         )
         return network, values
 
-    def train(self, params: Named, buffers: Named, x: Tensor, key: Tensor) -> tuple[Tensor, Named]:
-        """Outputs in training mode, and the buffers as the forward pass leaves them; dropout is a function of key."""
+    def train(
+        self, params: Named, buffers: Named, x: Tensor, key: Tensor, module: nn.Module | None = None
+    ) -> tuple[Tensor, Named]:
+        """Outputs in training mode, and the buffers as the forward pass leaves them; dropout is a function of key.
+
+        module: a copy of the network in training mode, that says more of what goes on in it.
+        """
         # BatchNorm writes its running statistics in place, so it gets copies
         buffers = {n: b.clone() for n, b in buffers.items()}
         fixed = {n: (t if t.is_floating_point() else t.clone()) for n, t in self.fixed.items()}
         masks = {n: keys.fold(key, "dropout", i) for i, n in enumerate(self.dropout)}
-        outputs = functional_call(self.training, {**params, **fixed, **buffers, **masks}, (x,))
+        outputs = functional_call(module or self.training, {**params, **fixed, **buffers, **masks}, (x,))
         return outputs, buffers
 
     def infer(self, params: Named, buffers: Named, x: Tensor) -> Tensor:
@@ -191,9 +196,11 @@ class Problem(NamedTuple):
         params = self.network.spec.unflatten(model["params"])
         return params, self.network.buffer_spec.unflatten(model["buffers"]) if "buffers" in model else {}
 
-    def objective(self, params: Named, buffers: Named, batch: Batch, key: Tensor) -> tuple[Tensor, Named]:
-        """Mean loss over the real samples of a batch, in training mode, and the new buffers."""
-        outputs, buffers = self.network.train(params, buffers, batch["x"], key)
+    def objective(
+        self, params: Named, buffers: Named, batch: Batch, key: Tensor, module: nn.Module | None = None
+    ) -> tuple[Tensor, Named]:
+        """Mean loss over the real samples of a batch, in training mode, and the new buffers; see `Network.train`."""
+        outputs, buffers = self.network.train(params, buffers, batch["x"], key, module)
         mask = batch["mask"].to(outputs.dtype)
         each = self.per_sample(outputs, batch["y"])
         return (each * mask).sum() / mask.sum().clamp(min=1.0), buffers

@@ -15,9 +15,10 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from fedopt import keys
+from fedopt.capture import Capture, Factors, layered
 from fedopt.data import Split, draw
 from fedopt.flat import FlatSpec
-from fedopt.optimizers import Grouped, advance, groups_of
+from fedopt.optimizers import Grouped, advance, asks, groups_of
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
 from fedopt.types import Batch, Client, ClientProgram, Exchange, Named, Optimizer, Programs, Uplink
@@ -106,6 +107,34 @@ def by_class(problem: Problem, optimizer: Optimizer) -> int:
     return groups
 
 
+def layers_of(
+    problem: Problem, optimizer: Optimizer
+) -> Callable[[Client, Named, Named, Batch, Tensor], tuple[Named, Tensor, Named, dict[str, Factors]]] | None:
+    """As `sgd_step`, with the factors of the gradients of linear layers; None for an optimizer that needs none."""
+    if "factors" not in asks(optimizer):
+        return None
+    capture, shards = Capture(problem.network.training), problem.data.splits["train"]
+    params, buffers = problem.unpack(problem.initial)
+    x = shards.x[shards.index[:1]]
+    with torch.no_grad():
+        _, shapes = capture(lambda module: problem.network.train(params, buffers, x, keys.root(0), module), None)
+    whole = {name: tuple(shape.shape[1:]) for name, shape in shapes.items()}
+
+    def step(
+        client: Client, params: Named, buffers: Named, batch: Batch, count: Tensor
+    ) -> tuple[Named, Tensor, Named, dict[str, Factors]]:
+        key = keys.fold(client.key, "step", count)
+        return layered(
+            capture,
+            lambda module, params: problem.objective(params, buffers, batch, key, module),
+            params,
+            batch["mask"],
+            whole,
+        )
+
+    return step
+
+
 def hyper(down: Named, prefix: str = HYPER) -> Named:
     """The optimizer's numbers among what was sent down."""
     return {name.removeprefix(prefix): value for name, value in down.items() if name.startswith(prefix)}
@@ -153,7 +182,7 @@ def training(
         uncorrected gradient.
     finish: the strategy's last word on the uplink.
     """
-    groups = by_class(problem, optimizer)
+    groups, layers = by_class(problem, optimizer), layers_of(problem, optimizer)
     shared = state_spec(optimizer, problem) if share_state else FlatSpec.of({}, problem.dtype)
 
     def start(client: Client) -> Training:
@@ -179,8 +208,20 @@ def training(
             seen.append((found.grads, buffers))
             return found if correct is None else found._replace(grads=correct(client, point, found.grads))
 
+        def told(point: Named) -> tuple[Named, Tensor, dict[str, Factors]]:
+            assert layers is not None
+            grads, loss, buffers, factors = layers(client, point, carry.buffers, batch, carry.steps)
+            seen.append((grads, buffers))
+            return grads if correct is None else correct(client, point, grads), loss, factors
+
         params, state, _, loss = advance(
-            optimizer, oracle, carry.optimizer, carry.params, hyper(client.down), weighted if groups else None
+            optimizer,
+            oracle,
+            carry.optimizer,
+            carry.params,
+            hyper(client.down),
+            weighted if groups else None,
+            told if layers else None,
         )
         grads, buffers = seen[0]
         added = along(client, carry, grads, batch)

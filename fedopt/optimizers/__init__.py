@@ -117,8 +117,12 @@ Groups = Callable[[Named, Callable[[Tensor], Tensor]], Grouped]
 
 
 def asks(optimizer: Optimizer) -> frozenset[str]:
-    """What `update` has to be given beside the gradient: `value`, `before`, `group_loss`."""
+    """What `update` has to be given beside the gradient: `value`, `before`, `group_loss`, `factors`."""
     return frozenset(getattr(optimizer, "asks", ()))
+
+
+Layers = Callable[[Named], tuple[Named, Tensor, dict[str, Any]]]
+"""The gradient, the loss, and `fedopt.capture.Factors` of the gradients of linear layers by the name of the weight."""
 
 
 def groups_of(optimizer: Optimizer) -> int | None:
@@ -148,15 +152,16 @@ def advance(
     params: Named,
     hyper: Named,
     groups: Groups | None = None,
+    layers: Layers | None = None,
 ) -> tuple[Named, State, Named, Tensor]:
     """One step with all that the optimizer asks for; (parameters, state, gradient, loss).
 
     An optimizer may have `ahead(state, params, hyper)`, the point where it wants the gradient in place of the
     parameters; ask for `value`, the loss there; ask for `before`, the gradient of the same batch at the point
     `behind(state, params)`; and ask for `group_loss`, the losses of its `groups`, which then count in the gradient by
-    `weights(state, hyper, count)`.
+    `weights(state, hyper, count)`; or ask for `factors`, what the gradients of linear layers are made of.
 
-    Raises FedoptError where groups are asked for and there are none.
+    Raises FedoptError where groups or factors are asked for and there are none.
     """
     asking: Any = optimizer
     asked = asks(optimizer)
@@ -171,6 +176,13 @@ def advance(
         seen = groups(point, lambda count: asking.weights(state, hyper, count))
         grads, value = seen.grads, seen.value
         offers |= {"group_loss": seen.losses, "count": seen.samples}
+    elif "factors" in asked:
+        if layers is None:
+            raise FedoptError(
+                f"optimizer '{type(optimizer).__name__}' asks for the inputs of linear layers, which are not told here;"
+                " set optimizer.statistics = 'gradients'"
+            )
+        grads, value, offers["factors"] = layers(point)
     else:
         grads, value = oracle(point)
     if "value" in asked:
@@ -220,18 +232,22 @@ def first_step(params: Named) -> Tensor:
     return torch.zeros(()) if like is None else torch.zeros((), dtype=like.dtype, device=like.device)
 
 
-def as_torch(params: Iterable[Any], optimizer: Optimizer) -> torch.optim.Optimizer:
+def as_torch(
+    params: Iterable[Any], optimizer: Optimizer, module: torch.nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The pair as an ordinary `torch.optim.Optimizer` over parameters, named parameters or groups of them.
 
     A group may set any field of the optimizer for itself (`{"params": ..., "lr": 0.01}`), torch's schedulers write
     `group["lr"]` as always, and a field with a schedule of its own advances by one round with each step.
+
+    module: whose parameters they are, for an optimizer that asks for the inputs of linear layers.
 
     *Difference from torch.optim*: a parameter without a gradient keeps its value, but the state that the pair holds
     for it advances as with a gradient of zero.
     """
     from fedopt.optimizers._torch import TorchOptimizer
 
-    return TorchOptimizer(params, optimizer)
+    return TorchOptimizer(params, optimizer, module)
 
 
 def _check_bounds(field: str, value: float | schedules.Schedule, where: str) -> None:

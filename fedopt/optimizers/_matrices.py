@@ -83,13 +83,20 @@ def combined(cls: C) -> C:
         state: State = self.form().init(params)
         return state
 
-    def update(self: Any, grads: Named, state: State, params: Named, hyper: Named) -> tuple[Named, State]:
+    def update(
+        self: Any, grads: Named, state: State, params: Named, hyper: Named, **offers: Any
+    ) -> tuple[Named, State]:
         """One step of the combination."""
         numbers = {"beta1" if name == "momentum" else name: value for name, value in hyper.items()}
-        moved: tuple[Named, State] = self.form().update(grads, state, params, numbers)
+        moved: tuple[Named, State] = self.form().update(grads, state, params, numbers, **offers)
         return moved
 
-    cls.init, cls.update = init, update  # type: ignore[attr-defined]
+    def asks(self: Any) -> frozenset[str]:
+        """What the combination asks for."""
+        wanted: frozenset[str] = self.form().asks
+        return wanted
+
+    cls.init, cls.update, cls.asks = init, update, property(asks)  # type: ignore[attr-defined]
     return cls
 
 

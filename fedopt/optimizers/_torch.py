@@ -8,8 +8,9 @@ from types import NoneType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedopt.capture import Factors
 from fedopt.optimizers import asks, hyper_parameters
 from fedopt.registry import parameters
 from fedopt.schedules import Schedule
@@ -24,8 +25,18 @@ class TorchOptimizer(torch.optim.Optimizer):
     The state of a group is the pair's state over the group's tensors, under the key `group <index>` of `state`.
     """
 
-    def __init__(self, params: Iterable[Any], optimizer: Optimizer) -> None:
+    def __init__(self, params: Iterable[Any], optimizer: Optimizer, module: nn.Module | None = None) -> None:
         self.kind = type(optimizer)
+        self.factors: dict[int, Factors] = {}
+        if "factors" in asks(optimizer):
+            if module is None:
+                raise FedoptError(
+                    f"{self.kind.__name__} asks for the inputs of linear layers: as_torch(params, optimizer, module) is"
+                    " needed, with the module that they are the parameters of"
+                )
+            for part in module.modules():
+                if isinstance(part, nn.Linear):
+                    part.register_forward_hook(self._listen)
         values = {name: getattr(optimizer, name) for name in parameters(self.kind)}
         # parts that are values with methods (norms, other optimizers) are no state: they stay out of groups
         self.fixed = {name: value for name, value in values.items() if not isinstance(value, _PLAIN)}
@@ -35,7 +46,8 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own list of what is pickled and copied knows nothing of the pair
-        return {**super().__getstate__(), "kind": self.kind, "fields": self.fields, "fixed": self.fixed}
+        kept = {"kind": self.kind, "fields": self.fields, "fixed": self.fixed, "factors": {}}
+        return {**super().__getstate__(), **kept}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -49,7 +61,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         Raises FedoptError where it is needed and not given, or names a group that there is not.
         """
         pairs = [self._pair(group) for group in self.param_groups]
-        if closure is None and any(hasattr(pair, "ahead") or asks(pair) for pair in pairs):
+        if closure is None and any(hasattr(pair, "ahead") or asks(pair) - {"factors"} for pair in pairs):
             raise FedoptError(f"{self.kind.__name__} evaluates the loss by itself: step(closure) is needed")
         moves = any(hasattr(pair, "ahead") or "before" in asks(pair) for pair in pairs)
         named = [
@@ -76,6 +88,11 @@ class TorchOptimizer(torch.optim.Optimizer):
             _, others = self._evaluated(closure, points)
             for pair, offer, before in zip(pairs, offers, others, strict=True):
                 offer |= {"before": before} if "before" in asks(pair) else {}
+        if any("factors" in asks(pair) for pair in pairs):
+            for offer, group in zip(offers, self.param_groups, strict=True):
+                found = {str(i): self.factors.get(id(t)) for i, t in enumerate(group["params"])}
+                offer["factors"] = {name: each for name, each in found.items() if each is not None}
+            self.factors = {}
         for index, (pair, group) in enumerate(zip(pairs, self.param_groups, strict=True)):
             new, after = pair.update(grads[index], states[index], named[index], numbers[index], **offers[index])
             cast(dict[Any, Any], self.state)[f"group {index}"] = after
@@ -98,6 +115,18 @@ class TorchOptimizer(torch.optim.Optimizer):
             {str(i): torch.zeros_like(t) if t.grad is None else kept(t.grad) for i, t in enumerate(group["params"])}
             for group in self.param_groups
         ]
+
+    def _listen(self, part: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> None:
+        """Of the last pass: the inputs of a layer, and the gradients at its outputs as they come."""
+        if not output.requires_grad:
+            return
+        x = given[0].detach().flatten(0, -2)
+
+        def heard(slope: Tensor) -> None:
+            rows = torch.tensor(float(x.shape[0]), dtype=x.dtype, device=x.device)
+            self.factors[id(part.weight)] = Factors(x, slope.detach().flatten(0, -2), rows)
+
+        output.register_hook(heard)
 
     def _weighted(
         self,

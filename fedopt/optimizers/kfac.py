@@ -1,9 +1,9 @@
-"""Kronecker factors from the gradients: running means in place of Shampoo's sums."""
+"""Kronecker factors: running means of the gradients' sides, or of what the gradients of layers are made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -27,23 +27,28 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 @combined
 @dataclass(frozen=True)
 class kfac:
-    """Kronecker factors from the gradients: running means in place of Shampoo's sums.
+    """Kronecker factors from the gradients, running means in place of Shampoo's sums, or those of layers.
 
-        A ← β A + (1 - β) G Gᵀ,  B ← β B + (1 - β) Gᵀ G
+        A ← β A + (1 - β) G Gᵀ,    B ← β B + (1 - β) Gᵀ G         statistics = "gradients"
+        A ← β A + (1 - β) k Sᵀ S,  B ← β B + (1 - β) Xᵀ X / k     "layers"
         x ← (1 - η λ) x - η c (Â + ε Λ I)^(-p) m̂ (B̂ + ε Λ I)^(-p)
 
-    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p. eps: ε, times the largest eigenvalue Λ. every:
-    roots are renewed every so many steps. scale: c. weight_decay: λ. vectors, rows, apart: other parameters and
-    their optimizer, see `preconditioned`.
+    X `[k, n]` are the inputs of a linear layer and S `[k, m]` the gradients at its outputs, G = Sᵀ X; other matrices
+    (kernels) have the statistics of gradients.
 
-    *Differences from Martens and Grosse*: the factors are of gradients of the batch, not of activations and of
-    gradients at the outputs, which a gradient does not tell apart.
+    lr: η. beta1: of m, see `preconditioned`. beta: β. power: p, 1/4, or 1 for layers, where it is not given. eps:
+    ε, times the largest eigenvalue Λ. every: roots are renewed every so many steps. scale: c. weight_decay: λ.
+    vectors, rows, apart: other parameters and their optimizer, see `preconditioned`.
+
+    *Differences from Martens and Grosse*: with layers, S is of the loss of the labels that are given (the empirical
+    Fisher matrix), damping is by ε Λ on each factor, biases have the optimizer of vectors, and no step size is found.
     """
 
     lr: Scalar = 1e-2
+    statistics: Literal["gradients", "layers"] = "gradients"
     beta1: Scalar = 0.9
     beta: Share = 0.99
-    power: Positive = 0.25
+    power: Annotated[float, pydantic.Field(gt=0, le=1)] | None = None
     eps: Positive = 1e-6
     every: Count = 10
     scale: Scale = "none"
@@ -54,10 +59,13 @@ class kfac:
 
     def form(self) -> preconditioned:
         """The combination of a norm and a preconditioner that this is."""
+        of_layers = self.statistics == "layers"
+        power = self.power or (1.0 if of_layers else 0.25)
+        kind: Literal["factors", "ema"] = "factors" if of_layers else "ema"
         return preconditioned(
             lr=self.lr,
             norm=frobenius(normalise=False),
-            preconditioner=kronecker("ema", self.power, beta=self.beta, eps=self.eps, every=self.every),
+            preconditioner=kronecker(kind, power, beta=self.beta, eps=self.eps, every=self.every),
             nesterov=False,
             bias_correction=True,
             scale=self.scale,

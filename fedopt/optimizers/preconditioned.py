@@ -71,8 +71,15 @@ class preconditioned:
 
         return _matrices.init(self, params, first)
 
-    def update(self, grads: Named, state: State, params: Named, hyper: Named) -> tuple[Named, State]:
-        """One step; `hyper` holds lr, beta1, weight_decay and those of `vectors`."""
+    @property
+    def asks(self) -> frozenset[str]:
+        """What the preconditioner asks for."""
+        return frozenset(getattr(self.preconditioner, "asks", ()))
+
+    def update(
+        self, grads: Named, state: State, params: Named, hyper: Named, *, factors: dict[str, Any] | None = None
+    ) -> tuple[Named, State]:
+        """One step; `hyper` holds lr, beta1, weight_decay and those of `vectors`; factors: by name."""
         h = at_params(hyper, params)
 
         def rule(
@@ -82,7 +89,8 @@ class preconditioned:
             for name, g in grads.items():
                 before, beta = states[name], h["beta1"]
                 m = torch.lerp(g, before["m"], beta)
-                p = self.preconditioner.update(before["p"], g)
+                offers = {"factors": factors.get(name)} if factors is not None else {}
+                p = self.preconditioner.update(before["p"], g, **offers)
                 after[name] = {"m": m, "step": before["step"] + 1, "p": p}
                 maps[name] = self.preconditioner.at(p)
                 ahead = torch.lerp(g, m, beta) if self.nesterov else m

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -26,9 +26,10 @@ class kronecker:
         A ← A + G Gᵀ,                     B ← B + Gᵀ G                           statistics = "sum"
         A ← β A + (1 - β) G Gᵀ,           B ← β B + (1 - β) Gᵀ G                 "ema"
         A ← β A + (1 - β) G B⁻¹ Gᵀ,       B ← β B + (1 - β) Gᵀ A⁻¹ G             "kl", both from the old A and B
+        A ← β A + (1 - β) k Sᵀ S,         B ← β B + (1 - β) Xᵀ X / k             "factors" of G = Sᵀ X with k rows
 
     A and B begin as 0; ε λ_max I is added to them, and exponential means are divided by 1 - βᵗ, where they are
-    used. In the first step of "kl" the inverses are I.
+    used. In the first step of "kl" the inverses are I. Where a matrix is no linear layer's, "factors" is "ema".
 
     power: p: 1/4 is Shampoo; 1/2 for one side alone. one_sided: B = I. statistics: as above. beta: β. eps: ε.
     every: A and B are taken into the step in each of so many first steps, then once in as many.
@@ -36,7 +37,7 @@ class kronecker:
     Differences from the papers: eigenvalues in place of iterative roots.
     """
 
-    statistics: Literal["sum", "ema", "kl"] = "sum"
+    statistics: Literal["sum", "ema", "kl", "factors"] = "sum"
     power: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.25
     one_sided: bool = False
     beta: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.99
@@ -50,7 +51,12 @@ class kronecker:
         zero = torch.zeros((), dtype=x.dtype, device=x.device)
         return {**{name: torch.zeros_like(side) for name, side in sides.items()}, **roots, "step": zero}
 
-    def update(self, state: Named, g: Tensor) -> Named:
+    @property
+    def asks(self) -> frozenset[str]:
+        """`factors` of the gradient, where statistics are of them."""
+        return frozenset({"factors"} if self.statistics == "factors" else ())
+
+    def update(self, state: Named, g: Tensor, factors: Any = None) -> Named:
         step, a, b = state["step"] + 1, state["a"], state.get("b")
         keep, share = (1.0, 1.0) if self.statistics == "sum" else (self.beta, 1.0 - self.beta)
         between = [g, g.mT]
@@ -60,9 +66,13 @@ class kronecker:
             if b is not None:
                 between[0] = torch.where(first, g, g @ _symmetric.power(b / seen, -1.0, self.eps))
             between[1] = torch.where(first, g.mT, g.mT @ _symmetric.power(a / seen, -1.0, self.eps))
-        new = {"a": keep * a + share * _symmetric.product(between[0], g.mT)}
+        sides = [(between[0], g.mT), (between[1], g)]
+        if factors is not None:
+            rows = factors.rows.clamp(min=1.0)
+            sides = [(rows * factors.slopes.mT, factors.slopes), (factors.inputs.mT / rows, factors.inputs)]
+        new = {"a": keep * a + share * _symmetric.product(*sides[0])}
         if b is not None:
-            new["b"] = keep * b + share * _symmetric.product(between[1], g)
+            new["b"] = keep * b + share * _symmetric.product(*sides[1])
         whole = 1.0 - self.beta**step if self.statistics != "sum" else torch.ones_like(step)
         due = _symmetric.due(state["step"], self.every)
         for name, root in (("a", "left"), ("b", "right")):
