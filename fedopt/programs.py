@@ -18,7 +18,7 @@ from fedopt import keys
 from fedopt.capture import Capture, Factors, layered
 from fedopt.data import Split, draw
 from fedopt.flat import FlatSpec
-from fedopt.optimizers import Grouped, advance, asks, groups_of
+from fedopt.optimizers import Grouped, Values, advance, asks, groups_of
 from fedopt.problem import Problem
 from fedopt.registry import ConfigError
 from fedopt.types import Batch, Client, ClientProgram, Exchange, Named, Optimizer, Programs, Uplink
@@ -214,6 +214,10 @@ def training(
             seen.append((grads, buffers))
             return grads if correct is None else correct(client, point, grads), loss, factors
 
+        def value(point: Named) -> Tensor:
+            loss, _ = problem.objective(point, carry.buffers, batch, keys.fold(client.key, "step", carry.steps))
+            return loss
+
         params, state, _, loss = advance(
             optimizer,
             oracle,
@@ -222,8 +226,9 @@ def training(
             hyper(client.down),
             weighted if groups else None,
             told if layers else None,
+            None if correct is not None else Values(value, keys.fold(client.key, "directions", carry.steps)),
         )
-        grads, buffers = seen[0]
+        grads, buffers = seen[0] if seen else ({}, carry.buffers)
         added = along(client, carry, grads, batch)
         samples = batch["mask"].to(problem.dtype).sum()
         return Training(

@@ -117,12 +117,24 @@ Groups = Callable[[Named, Callable[[Tensor], Tensor]], Grouped]
 
 
 def asks(optimizer: Optimizer) -> frozenset[str]:
-    """What `update` has to be given beside the gradient: `value`, `before`, `group_loss`, `factors`."""
+    """What `update` has to be given beside the gradient, or `function` in its place.
+
+    `value`, `before`, `group_loss`, `factors`; see `advance`.
+    """
     return frozenset(getattr(optimizer, "asks", ()))
 
 
 Layers = Callable[[Named], tuple[Named, Tensor, dict[str, Any]]]
 """The gradient, the loss, and `fedopt.capture.Factors` of the gradients of linear layers by the name of the weight."""
+
+
+class Values(NamedTuple):
+    """The function itself, for those that know no gradient."""
+
+    function: Callable[[Named], Tensor]
+    """The loss at a point, of one and the same batch each time it is called."""
+    key: Tensor
+    """Of this step, for random directions."""
 
 
 def groups_of(optimizer: Optimizer) -> int | None:
@@ -153,18 +165,23 @@ def advance(
     hyper: Named,
     groups: Groups | None = None,
     layers: Layers | None = None,
+    values: Values | None = None,
 ) -> tuple[Named, State, Named, Tensor]:
     """One step with all that the optimizer asks for; (parameters, state, gradient, loss).
 
     An optimizer may have `ahead(state, params, hyper)`, the point where it wants the gradient in place of the
     parameters; ask for `value`, the loss there; ask for `before`, the gradient of the same batch at the point
     `behind(state, params)`; and ask for `group_loss`, the losses of its `groups`, which then count in the gradient by
-    `weights(state, hyper, count)`; or ask for `factors`, what the gradients of linear layers are made of.
+    `weights(state, hyper, count)`; ask for `factors`, what the gradients of linear layers are made of; or ask for the
+    `function` alone, and then no gradient is computed, the one returned has no tensors, and the loss is the mean of
+    the values that were asked for.
 
-    Raises FedoptError where groups or factors are asked for and there are none.
+    Raises FedoptError where something is asked for that is not offered.
     """
     asking: Any = optimizer
     asked = asks(optimizer)
+    if "function" in asked:
+        return _by_values(optimizer, state, params, hyper, values)
     offers: dict[str, Any] = {}
     point = asking.ahead(state, params, hyper) if hasattr(optimizer, "ahead") else params
     if "group_loss" in asked:
@@ -191,6 +208,24 @@ def advance(
         offers["before"], _ = oracle(asking.behind(state, params))
     new, after = optimizer.update(grads, state, params, hyper, **offers)
     return new, after, grads, value
+
+
+def _by_values(
+    optimizer: Optimizer, state: State, params: Named, hyper: Named, values: Values | None
+) -> tuple[Named, State, Named, Tensor]:
+    if values is None:
+        raise FedoptError(
+            f"optimizer '{type(optimizer).__name__}' knows values of the function alone, and this strategy changes or"
+            " uses the gradient; choose another optimizer.name, or strategy 'fedavg'"
+        )
+    met: list[Tensor] = []
+
+    def function(point: Named) -> Tensor:
+        met.append(values.function(point))
+        return met[-1]
+
+    new, after = optimizer.update({}, state, params, hyper, function=function, key=values.key)
+    return new, after, {}, torch.stack(met).mean()
 
 
 def parse(table: Any) -> Optimizer:

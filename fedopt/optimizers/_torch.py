@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fedopt import keys
 from fedopt.capture import Factors
-from fedopt.optimizers import asks, hyper_parameters
+from fedopt.optimizers import Values, advance, asks, hyper_parameters
 from fedopt.registry import parameters
 from fedopt.schedules import Schedule
 from fedopt.types import FedoptError, Named, Optimizer
@@ -56,7 +57,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         closure: as always in torch, forgets gradients, computes the loss and its gradients, and returns the loss. It is
             needed, and called at other points too, for optimizers that ask for more than the gradient where they are.
             For one that weights groups of samples it returns the losses `[B]` and groups `[B]` of the samples, and
-            leaves gradients alone. Weights are those of the first group of parameters.
+            leaves gradients alone. Weights are those of the first group of parameters. For one that knows values alone
+            it returns the loss, and need not compute gradients; groups take their steps one after the other.
 
         Raises FedoptError where it is needed and not given, or names a group that there is not.
         """
@@ -78,6 +80,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         whole = closure
         if closure is not None and "group_loss" in asks(pairs[0]):
             whole = self._weighted(closure, partial(pairs[0].weights, states[0], numbers[0]), pairs[0].groups, said)
+        if closure is not None and "function" in asks(pairs[0]):
+            return self._by_values(closure, pairs, states, numbers)
         loss, grads = self._evaluated(whole, ahead if moves else None)
         offers: list[dict[str, Any]] = [{"value": loss} if "value" in asks(pair) else dict(said) for pair in pairs]
         if any("before" in asks(pair) for pair in pairs):
@@ -128,6 +132,28 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         output.register_hook(heard)
 
+    def _by_values(self, closure: Callable[[], Any], pairs: list[Any], states: list[Any], numbers: list[Named]) -> Any:
+        """One step of all groups by values of the loss; one group after the other, the others where they were."""
+        loss = None
+        for index, (pair, group) in enumerate(zip(pairs, self.param_groups, strict=True)):
+            params = {str(i): t.detach().clone() for i, t in enumerate(group["params"])}
+
+            def value(point: Named, group: dict[str, Any] = group) -> Tensor:
+                for i, t in enumerate(group["params"]):
+                    t.copy_(point[str(i)])
+                found = closure()
+                return found.detach() if isinstance(found, Tensor) else torch.tensor(float(found))
+
+            key = keys.fold(keys.root(index), "directions", group["round"])
+            new, after, _, loss = advance(
+                pair, _no_gradient, states[index], params, numbers[index], values=Values(value, key)
+            )
+            cast(dict[Any, Any], self.state)[f"group {index}"] = after
+            for i, t in enumerate(group["params"]):
+                t.copy_(new[str(i)])
+            group["round"] += 1
+        return loss
+
     def _weighted(
         self,
         closure: Callable[[], Any],
@@ -164,3 +190,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             return pair.init(named)
         # a field that was 0 so far (momentum) may have been set since, and now asks for a buffer
         return {**pair.init(named), **state[key]} if isinstance(state[key], dict) else state[key]
+
+
+def _no_gradient(point: Named) -> tuple[Named, Tensor]:
+    raise AssertionError("an optimizer by values asked for a gradient")

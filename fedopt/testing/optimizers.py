@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from fedopt import keys
-from fedopt.optimizers import Grouped, advance, groups_of, hyper_parameters, registry
+from fedopt.optimizers import Grouped, Values, advance, groups_of, hyper_parameters, registry
 from fedopt.registry import Component, parameters, validate
 from fedopt.schedules import Scalar
 from fedopt.testing._laws import close, found, require, run, same, untouched, vector
@@ -72,7 +72,8 @@ def _moved(optimizer: Optimizer, slope: Named, state: State, params: Named, hype
         losses = torch.stack([value, *(torch.zeros_like(value) for _ in range(number - 1))])
         return Grouped({n: weights(count)[0] * g for n, g in grads.items()}, value / 3.0, losses, count)
 
-    params, state, _, _ = advance(optimizer, oracle, state, params, hyper, groups if number else None)
+    values = Values(lambda x: oracle(x)[1], keys.root(11))
+    params, state, _, _ = advance(optimizer, oracle, state, params, hyper, groups if number else None, values=values)
     return params, state
 
 
